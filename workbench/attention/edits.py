@@ -1,0 +1,115 @@
+"""What an intervention asks of the forward pass, in terms every backend understands.
+
+An intervention says what it changes with ``plan(spec)``: a list of edits, empty when it would
+change nothing, so that a no-op runs the stock model, bit for bit. Backends carry the plan out:
+
+* ``AttentionEdit`` has two exact forms of one change. ``output`` works after a fused kernel,
+  from the layer's inputs, its output z and the rows' log-sum-exp; ``pattern`` is the plain
+  definition on the pattern, for backends that make one, and the reference of the tests.
+* ``ActivationEdit`` changes the activation at one site, ``z`` or a residual-stream site.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from workbench.attention.streaming import AttentionInputs
+from workbench.models.base import ModelSpec, Site
+
+
+@dataclass(frozen=True)
+class AttentionCall:
+    """One layer's attention, as an edit in output form sees it."""
+
+    layer: int
+    inputs: AttentionInputs
+    log_sum: Float[Tensor, "batch head q_pos"]
+    """Log of every row's softmax normaliser."""
+    first_key: Int[Tensor, " batch"] | None
+    """Index of each prompt's first real token among the keys; None: 0 for all; below 0: it has
+    left a sliding window's cache."""
+
+    def first_key_index(self) -> Int[Tensor, " batch"]:
+        """The first attended key of every prompt."""
+        if self.first_key is not None:
+            return self.first_key
+        return torch.zeros(self.inputs.key.shape[0], dtype=torch.long, device=self.inputs.key.device)
+
+    def first_key_weight(self) -> Float[Tensor, "batch head q_pos"]:
+        """Attention of every query to its prompt's first key, exact: exp(score - log_sum)."""
+        inputs = self.inputs
+        index = self.first_key_index().clamp(min=0)
+        rows = torch.arange(index.shape[0], device=index.device)
+        key = inputs.key[rows, :, index].float().repeat_interleave(inputs.n_groups, dim=1)
+        score = torch.einsum("bhqd,bhd->bhq", inputs.query.float(), key) * inputs.scaling
+        if inputs.softcap is not None:
+            score = torch.tanh(score / inputs.softcap) * inputs.softcap
+        # Hidden keys are dropped by where, not by a product: their score may overflow exp.
+        hidden = self._sees_first(index) == 0
+        return torch.exp((score - self.log_sum).masked_fill(hidden, -torch.inf))
+
+    def _sees_first(self, index: Tensor) -> Float[Tensor, "#batch #head q_pos"]:
+        """1 where the query may see its prompt's first key (not behind a sliding window)."""
+        seen = self.inputs.visible()
+        seen = seen.expand(index.shape[0], *seen.shape[1:])
+        picked = seen.gather(-1, index[:, None, None, None].expand(*seen.shape[:3], 1))
+        cached = self.first_key_index() >= 0
+        return (picked[..., 0] & cached[:, None, None]).float()
+
+    def first_value(self) -> Float[Tensor, "batch head d_value"]:
+        """Value of every prompt's first key, repeated for the query heads of its group."""
+        index = self.first_key_index().clamp(min=0)
+        rows = torch.arange(index.shape[0], device=index.device)
+        return self.inputs.value[rows, :, index].repeat_interleave(self.inputs.n_groups, dim=1)
+
+
+@dataclass(frozen=True)
+class AttentionEdit:
+    """An exact change of one layer's attention, in both forms."""
+
+    layer: int
+    output: Callable[[AttentionCall, Tensor], Tensor]
+    """(call, z [batch q_pos head d_value]) -> z."""
+    pattern: Callable[[Tensor, Tensor], Tensor]
+    """(pattern [batch head q_pos k_pos], first key of each prompt [batch]) -> pattern."""
+
+
+@dataclass(frozen=True)
+class ActivationEdit:
+    """A change of the activation at one site."""
+
+    site: Site
+    change: Callable[[Tensor], Tensor]
+    """``z`` is ``[batch pos head d_head]``, the rest ``[batch pos d_model]``."""
+
+
+Edit = AttentionEdit | ActivationEdit
+
+
+@runtime_checkable
+class Intervention(Protocol):
+    """A named, parametrised change of a model's forward pass."""
+
+    name: str
+
+    def plan(self, spec: ModelSpec) -> list[Edit]:
+        """The edits on a model of these sizes; empty when nothing would change.
+
+        Raises:
+            ConfigError: The model has no such layer or head.
+        """
+        ...
+
+
+EDITABLE_SITES = frozenset(
+    {"z", "embed", "resid_pre", "resid_post", "attn_out", "mlp_out", "ln_final"}
+)
+
+
+def plan_all(interventions: Sequence[Intervention], spec: ModelSpec) -> list[Edit]:
+    """The edits of several interventions, in the order in which they apply."""
+    return [edit for intervention in interventions for edit in intervention.plan(spec)]

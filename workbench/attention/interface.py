@@ -1,0 +1,266 @@
+"""The one hook point for attention on all transformers architectures that have it.
+
+transformers hands q, k, v, mask and scale of every layer to a registered attention function. Ours
+is registered once under two names, for models whose stock kernel is SDPA and for those whose is
+eager (the mask differs). A model runs its own kernel unless a session is active on it; then the
+function serves the session that the calling attention module belongs to, so two models in one
+process never see each other.
+"""
+
+import sys
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from workbench.attention.edits import ActivationEdit, AttentionCall, AttentionEdit, Edit
+from workbench.attention.statistics import WholePattern
+from workbench.attention.streaming import (
+    AttentionInputs,
+    PatternBlock,
+    PatternStatistic,
+    attend,
+    attention_scores,
+)
+from workbench.errors import EngineError
+from workbench.models.base import Site
+
+STOCK_IMPLEMENTATIONS = ("sdpa", "eager")
+"""The stock kernels that a session can stand in for."""
+
+_sessions: "WeakKeyDictionary[nn.Module, AttentionSession]" = WeakKeyDictionary()
+
+
+def implementation_name(stock: str) -> str:
+    """The name under which our function stands in for a stock kernel; registers it once."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+
+    name = f"workbench_{stock}"
+    if name not in ALL_MASK_ATTENTION_FUNCTIONS:
+        AttentionInterface.register(name, _attention)
+        # Without a mask function of its own, transformers would drop padding and windows.
+        AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[stock])
+    return name
+
+
+def _attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """What transformers calls: q ``[batch head q_pos d_head]`` -> ``[batch q_pos head d_head]``."""
+    session = _sessions.get(module)
+    if session is None:
+        raise EngineError(
+            f"every attention module must belong to an active session; {type(module).__name__} does "
+            "not; use the model through workbench, not directly, while a capture or edit is active"
+        )
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    return session.attend(module, query, key, value, attention_mask, scaling, kwargs), None
+
+
+def stock_attention(stock: str, module: nn.Module) -> Callable[..., tuple[Tensor, Any]]:
+    """The model's own kernel: a shared one, or the eager function beside its module."""
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    if stock == "eager":
+        return sys.modules[type(module).__module__].eager_attention_forward  # type: ignore[no-any-return]
+    return ALL_ATTENTION_FUNCTIONS[stock]  # type: ignore[no-any-return]
+
+
+@dataclass
+class AttentionSession:
+    """What is read and changed at the attention hook point during some forward passes."""
+
+    stock: str
+    layers: Mapping[nn.Module, int]
+    """Layer of every attention module."""
+    reads: Mapping[int, Mapping[str, Any]]
+    """By layer, the reduction of every attention site that is read (None: whole)."""
+    edits: Mapping[int, list[Edit]]
+    row_valid: Tensor | None = None
+    """``[batch pos]`` float, 1 for real tokens; None: no padding."""
+    first_key: Tensor | None = None
+    """``[batch]`` index of the first real token; None: 0 for all."""
+    captured: dict[Site, Any] = field(default_factory=dict)
+    calls: Counter[int] = field(default_factory=Counter)
+    seen: Counter[int] = field(default_factory=Counter)
+    """Tokens each layer has been given, to notice a sliding cache that dropped the first."""
+
+    def __enter__(self) -> "AttentionSession":
+        """Make it the session of its modules."""
+        for module in self.layers:
+            _sessions[module] = self
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Release the modules."""
+        for module in self.layers:
+            _sessions.pop(module, None)
+
+    def check_calls(self) -> None:
+        """Refuse a forward pass in which some layer did not come through here.
+
+        Raises:
+            EngineError: Names the layers.
+        """
+        missing = [layer for layer in self.layers.values() if not self.calls[layer]]
+        if missing:
+            raise EngineError(
+                f"attention of all {len(self.layers)} layers must run through the hook point; it did "
+                f"not in layers {missing}; this architecture needs --backend transformer-lens or nnsight"
+            )
+
+    def attend(
+        self,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        scaling: float,
+        kwargs: dict[str, Any],
+    ) -> Tensor:
+        """Run one layer's attention, read what is asked and apply the edits."""
+        layer = self.layers[module]
+        self.calls[layer] += 1
+        self.seen[layer] += query.shape[2]
+        inputs = AttentionInputs(
+            query,
+            key,
+            value,
+            mask,
+            scaling,
+            softcap=kwargs.get("softcap"),
+            sinks=kwargs.get("s_aux"),
+            causal=bool(getattr(module, "is_causal", True)),
+        )
+        reads = self.reads.get(layer, {})
+        edits = self.edits.get(layer, [])
+        statistics = _statistics(reads)
+        attention_edits = [edit for edit in edits if isinstance(edit, AttentionEdit)]
+        first_key = self._first_key(inputs, layer)
+
+        def stock() -> Tensor:
+            run = stock_attention(self.stock, module)
+            return run(module, query, key, value, mask, dropout=0.0, scaling=scaling, **kwargs)[0]
+
+        z, found = _compute(inputs, statistics, attention_edits, first_key, self.row_valid, layer, stock)
+        for edit in edits:
+            if isinstance(edit, ActivationEdit):
+                z = edit.change(z)
+        self._keep(layer, reads, inputs, z, found)
+        return z
+
+    def _first_key(self, inputs: AttentionInputs, layer: int) -> Tensor | None:
+        dropped = max(0, self.seen[layer] - inputs.key.shape[2])
+        first = self.first_key
+        if first is None and not dropped:
+            return None
+        if first is None:
+            first = torch.zeros(1, dtype=torch.long)
+        batch = inputs.query.shape[0]
+        # Beams and several samples repeat each prompt's row.
+        return first.to(inputs.query.device).repeat_interleave(batch // first.shape[0]) - dropped
+
+    def _keep(
+        self,
+        layer: int,
+        reads: Mapping[str, Any],
+        inputs: AttentionInputs,
+        z: Tensor,
+        found: dict[str, Tensor],
+    ) -> None:
+        whole = {"q": inputs.query, "k": inputs.key, "v": inputs.value}
+        for name, reduce in reads.items():
+            site = Site(name, layer)
+            if name == "pattern" and isinstance(reduce, PatternStatistic):
+                self.captured[site] = found[""].cpu()
+            elif name == "pattern" and isinstance(reduce, Mapping):
+                self.captured[site] = {key: found[key].cpu() for key in reduce}
+            elif name == "pattern":
+                self.captured[site] = reduced(found["whole"], reduce)
+            elif name == "attn_scores":
+                self.captured[site] = reduced(attention_scores(inputs), reduce)
+            elif name == "z":
+                self.captured[site] = reduced(z, reduce)
+            else:
+                self.captured[site] = reduced(whole[name].transpose(1, 2), reduce)
+
+
+def reduced(activation: Tensor, reduce: Callable[[Tensor], Any] | None) -> Any:
+    """Keep an activation whole (float32, CPU) or as its reduction (tensors moved to the CPU)."""
+    if reduce is None:
+        return activation.detach().float().cpu()
+    result = reduce(activation)
+    return result.cpu() if isinstance(result, Tensor) else result
+
+
+def _statistics(reads: Mapping[str, Any]) -> dict[str, PatternStatistic]:
+    if "pattern" not in reads:
+        return {}
+    reduce = reads["pattern"]
+    if isinstance(reduce, PatternStatistic):
+        return {"": reduce}
+    if isinstance(reduce, Mapping):
+        return dict(reduce)
+    return {"whole": WholePattern()}
+
+
+def _compute(
+    inputs: AttentionInputs,
+    statistics: dict[str, PatternStatistic],
+    edits: list[AttentionEdit],
+    first_key: Tensor | None,
+    row_valid: Tensor | None,
+    layer: int,
+    stock: Callable[[], Tensor],
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Output and statistics of one layer, by the cheapest exact way."""
+    if not statistics and not edits:
+        return stock(), {}
+    # On a CPU in float32 one blocked softmax serves output and statistics for about the price of
+    # the fused kernel alone; elsewhere the stock kernel makes the output, bit for bit.
+    fused = inputs.query.dtype == torch.float32 and inputs.query.device.type == "cpu"
+    if edits and statistics:
+        z, _, found = attend(inputs, statistics, row_valid, change=_block_change(inputs, edits, first_key))
+    elif fused:
+        z, log_sum, found = attend(inputs, statistics, row_valid)
+    else:
+        z = stock()
+        _, log_sum, found = attend(inputs, statistics, row_valid, with_output=False)
+    assert z is not None
+    if not statistics:
+        call = AttentionCall(layer, inputs, log_sum, first_key)
+        for edit in edits:
+            z = edit.output(call, z)
+    return z, found
+
+
+def _block_change(
+    inputs: AttentionInputs, edits: list[AttentionEdit], first_key: Tensor | None
+) -> Callable[[PatternBlock], PatternBlock]:
+    """Apply edits in pattern form to every block of rows, so that statistics see them."""
+    if first_key is None:
+        first_key = torch.zeros(inputs.query.shape[0], dtype=torch.long, device=inputs.query.device)
+
+    def change(block: PatternBlock) -> PatternBlock:
+        pattern = block.pattern
+        # A block that ends before a prompt's first key holds only rows of padding for it.
+        first = first_key.clamp(min=0, max=pattern.shape[-1] - 1)
+        for edit in edits:
+            pattern = edit.pattern(pattern, first)
+        ones = torch.ones_like(block.row_sum)
+        return PatternBlock(pattern, ones, block.q_start, block.k_start, block.row_valid)
+
+    return change

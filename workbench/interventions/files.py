@@ -1,0 +1,74 @@
+"""Interventions as objects, dicts or JSON files: one way in.
+
+A file holds ``{"name", "version", "model", "revision", "layers", "heads", settings ...,
+"calibration"}``; all but ``name`` and the settings may be absent.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from workbench.attention.edits import Intervention
+from workbench.errors import ConfigError, DataError, UnknownNameError
+from workbench.interventions.base import ZeroHeads
+from workbench.interventions.zerotuning import ZeroTuning
+from workbench.models.base import ModelSpec
+
+INTERVENTIONS: dict[str, type] = {"zerotuning": ZeroTuning, "zero-heads": ZeroHeads}
+"""Those that a file can hold, by name."""
+
+_ABOUT = ("name", "version", "model", "revision", "layers", "calibration")
+VERSION = 1
+
+
+def as_intervention(item: Any, spec: ModelSpec) -> Intervention:
+    """Make an intervention from an object, the content of a file, or a file's path.
+
+    Raises:
+        DataError: The file cannot be read.
+        ConfigError: It is for another model, or a setting is wrong.
+    """
+    if isinstance(item, str | Path):
+        item = _read(Path(item))
+    if isinstance(item, Mapping):
+        return _from_dict(item, spec)
+    if isinstance(item, Intervention):
+        return item
+    raise ConfigError(
+        f"an intervention must be an object with name and plan(spec), a dict or a file's path; got "
+        f"{type(item).__name__}"
+    )
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise DataError(f"the intervention file must be readable; {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise DataError(f"the intervention file must be JSON in UTF-8; {path}: {error}") from error
+
+
+def _from_dict(content: Mapping[str, Any], spec: ModelSpec) -> Intervention:
+    name = content.get("name")
+    if name not in INTERVENTIONS:
+        raise UnknownNameError("intervention", str(name), INTERVENTIONS)
+    if content.get("version", VERSION) > VERSION:
+        raise ConfigError(f"the intervention file's version must be at most {VERSION}; got {content['version']}; update workbench")
+    for key, found in (("revision", spec.revision), ("layers", spec.n_layers)):
+        wanted = content.get(key)
+        if isinstance(wanted, list):
+            wanted = None  # a list of layers is checked with the heads
+        if wanted is not None and found and wanted != found:
+            raise ConfigError(
+                f"the intervention must be made for this model; its {key} is {wanted}, {spec.name} has "
+                f"{found}; calibrate it again for this model"
+            )
+    settings = {key: value for key, value in content.items() if key not in _ABOUT}
+    if settings.get("heads") is not None:
+        settings["heads"] = tuple((int(layer), int(head)) for layer, head in settings["heads"])
+    try:
+        return INTERVENTIONS[name](**settings)  # type: ignore[no-any-return]
+    except TypeError as error:
+        raise ConfigError(f"the settings of {name} must be its own; {error}") from error

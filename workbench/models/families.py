@@ -1,0 +1,213 @@
+"""Where each architecture keeps its blocks, its residual stream and its attention weights.
+
+Module paths are those of transformers. ``attn_out`` and ``mlp_out`` name the module whose output
+is added to the residual stream (a norm, in families that normalise after the sublayer);
+``mid`` the module whose input is the residual stream between attention and MLP.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from workbench.errors import CapabilityError
+from workbench.models.base import ModelSpec
+
+QKV = tuple[Float[Tensor, "head d_model d_head"], Float[Tensor, "kv d_model d_head"], Float[Tensor, "kv d_model d_head"]]
+
+
+@dataclass(frozen=True)
+class Family:
+    """Module paths of one architecture; those of a block are relative to the block."""
+
+    blocks: str
+    ln_final: str
+    attn: str | None
+    attn_out: str | None
+    mlp_out: str
+    mid: str | None
+    """None: no such place (parallel attention and MLP, or no attention)."""
+    w_o: str | None
+    read_qkv: "Callable[[nn.Module, ModelSpec], QKV] | None"
+    positions: str = "rotary"
+    position_table: str | None = None
+    """Embedding module of learned positions."""
+    position_offset: int = 0
+    """Row of the table that holds position 0."""
+    ln_mlp: str | None = None
+    """The norm before the MLP."""
+    mlp: str | None = None
+
+
+def _linear_qkv(block: nn.Module, spec: ModelSpec) -> QKV:
+    attn: Any = block.self_attn
+    return (
+        _heads_out(attn.q_proj.weight.T, spec.n_heads),
+        _heads_out(attn.k_proj.weight.T, spec.n_kv_heads),
+        _heads_out(attn.v_proj.weight.T, spec.n_kv_heads),
+    )
+
+
+def _fused_qkv(weight: Float[Tensor, "d_model out"], spec: ModelSpec) -> QKV:
+    """q, k and v side by side."""
+    sizes = [heads * spec.d_head for heads in (spec.n_heads, spec.n_kv_heads, spec.n_kv_heads)]
+    q, k, v = weight.split(sizes, dim=-1)
+    return _heads_out(q, spec.n_heads), _heads_out(k, spec.n_kv_heads), _heads_out(v, spec.n_kv_heads)
+
+
+def _gpt2_qkv(block: nn.Module, spec: ModelSpec) -> QKV:
+    attn: Any = block.attn
+    return _fused_qkv(attn.c_attn.weight, spec)  # Conv1D keeps [in out]
+
+
+def _phi3_qkv(block: nn.Module, spec: ModelSpec) -> QKV:
+    attn: Any = block.self_attn
+    return _fused_qkv(attn.qkv_proj.weight.T, spec)
+
+
+def _neox_qkv(block: nn.Module, spec: ModelSpec) -> QKV:
+    attn: Any = block.attention
+    # q, k and v of one head stand together: [d_model, head * 3 * d_head].
+    weight = _heads_out(attn.query_key_value.weight.T, spec.n_heads)
+    q, k, v = weight.chunk(3, dim=-1)
+    return q, k, v
+
+
+def _heads_out(weight: Float[Tensor, "d_model out"], n_heads: int) -> Float[Tensor, "head d_model d_head"]:
+    return weight.unflatten(-1, (n_heads, -1)).transpose(0, 1)
+
+
+LLAMA = Family(
+    blocks="model.layers",
+    ln_final="model.norm",
+    attn="self_attn",
+    attn_out="self_attn",
+    mlp_out="mlp",
+    mid="post_attention_layernorm",
+    w_o="self_attn.o_proj",
+    read_qkv=_linear_qkv,
+    ln_mlp="post_attention_layernorm",
+    mlp="mlp",
+)
+# OLMo 2 normalises what a sublayer adds, and nothing before it.
+_OLMO2 = replace(
+    LLAMA,
+    attn_out="post_attention_layernorm",
+    mlp_out="post_feedforward_layernorm",
+    mid="mlp",
+    ln_mlp=None,
+)
+_GEMMA2 = replace(_OLMO2, mid="pre_feedforward_layernorm", ln_mlp="pre_feedforward_layernorm")
+
+FAMILIES: dict[str, Family] = {
+    "gpt2": Family(
+        blocks="transformer.h",
+        ln_final="transformer.ln_f",
+        attn="attn",
+        attn_out="attn",
+        mlp_out="mlp",
+        mid="ln_2",
+        w_o="attn.c_proj",
+        read_qkv=_gpt2_qkv,
+        positions="learned",
+        position_table="transformer.wpe",
+        ln_mlp="ln_2",
+        mlp="mlp",
+    ),
+    "gpt_neox": Family(
+        blocks="gpt_neox.layers",
+        ln_final="gpt_neox.final_layer_norm",
+        attn="attention",
+        attn_out="attention",
+        mlp_out="mlp",
+        mid="post_attention_layernorm",
+        w_o="attention.dense",
+        read_qkv=_neox_qkv,
+        ln_mlp="post_attention_layernorm",
+        mlp="mlp",
+    ),
+    "opt": Family(
+        blocks="model.decoder.layers",
+        ln_final="model.decoder.final_layer_norm",
+        attn="self_attn",
+        attn_out="self_attn",
+        mlp_out="fc2",
+        mid="final_layer_norm",
+        w_o="self_attn.out_proj",
+        read_qkv=_linear_qkv,
+        positions="learned",
+        position_table="model.decoder.embed_positions",
+        position_offset=2,
+        ln_mlp="final_layer_norm",
+    ),
+    "llama": LLAMA,
+    "mistral": LLAMA,
+    "qwen2": LLAMA,
+    "qwen3": LLAMA,
+    "olmo": LLAMA,
+    "olmo2": _OLMO2,
+    "gemma2": _GEMMA2,
+    "gemma3_text": _GEMMA2,
+    "gpt_oss": LLAMA,
+    "phi3": replace(LLAMA, read_qkv=_phi3_qkv),
+    "mamba": Family(
+        blocks="backbone.layers",
+        ln_final="backbone.norm_f",
+        attn=None,
+        attn_out=None,
+        mlp_out="mixer",
+        mid=None,
+        w_o=None,
+        read_qkv=None,
+        positions="none",
+    ),
+}
+
+# Why the attention of these does not come through transformers' AttentionInterface, as measured:
+# a switch of the implementation is ignored, in part silently.
+OUTSIDE_THE_HOOK = ("falcon", "bloom", "gptj", "gpt_neo")
+
+
+def family_of(model_type: str, config: Any) -> Family:
+    """The family table's entry for a model type, adapted to the config.
+
+    Raises:
+        CapabilityError: The architecture does not go through the hook point, or is unknown.
+    """
+    if model_type in OUTSIDE_THE_HOOK:
+        raise CapabilityError(
+            f"the hf backend needs attention that runs through transformers' AttentionInterface; "
+            f"{model_type} has its own; use --backend transformer-lens or nnsight"
+        )
+    if model_type not in FAMILIES:
+        raise CapabilityError(
+            f"the hf backend must know where an architecture keeps its residual stream; it knows "
+            f"{', '.join(sorted(FAMILIES))}; got {model_type}; use --backend transformer-lens or nnsight"
+        )
+    family = FAMILIES[model_type]
+    if model_type == "gpt_neox" and config.use_parallel_residual:
+        return replace(family, mid=None)
+    if model_type == "opt" and not config.do_layer_norm_before:
+        raise CapabilityError(
+            "the hf backend needs OPT with layer norm before each sublayer; this one (as OPT-350m) "
+            "has it after, so its residual stream is not a sum; use --backend transformer-lens or nnsight"
+        )
+    return family
+
+
+def w_o_heads(module: nn.Module, n_heads: int) -> Float[Tensor, "head d_head d_model"]:
+    """The output projection by head, from a Linear or GPT-2's Conv1D."""
+    weight: Tensor = module.weight  # type: ignore[assignment]
+    rows = weight if type(module).__name__ == "Conv1D" else weight.T
+    return rows.unflatten(0, (n_heads, -1))
+
+
+def check_finite(model: nn.Module) -> str | None:
+    """Name of the first parameter that holds NaN or infinity, or None."""
+    for name, parameter in model.named_parameters():
+        if parameter.device.type != "meta" and not bool(torch.isfinite(parameter).all()):
+            return name
+    return None

@@ -1,0 +1,386 @@
+"""The ``hf`` backend: transformers models, read and edited inside their own forward pass.
+
+Attention goes through the hook point of ``workbench.attention.interface``, the residual stream
+through ordinary forward hooks on the modules that ``families`` names. With nothing to read or edit
+the model runs untouched; every hook is removed on every way out.
+"""
+
+import inspect
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from workbench.attention.edits import (
+    EDITABLE_SITES,
+    ActivationEdit,
+    AttentionEdit,
+    Edit,
+    Intervention,
+    plan_all,
+)
+from workbench.attention.interface import (
+    STOCK_IMPLEMENTATIONS,
+    AttentionSession,
+    implementation_name,
+    reduced,
+)
+from workbench.attention.streaming import PatternStatistic
+from workbench.errors import CapabilityError, ConfigError
+from workbench.interventions.files import as_intervention
+from workbench.models.base import ATTENTION_SITES, Captured, ModelSpec, Reducers, Site
+from workbench.models.families import Family, family_of, w_o_heads
+from workbench.models.inputs import Inputs, prepare_inputs
+from workbench.models.memory import tell_pattern_memory
+from workbench.models.text import generate_with
+
+_CAPABILITIES = frozenset({"capture", "edits", "generate", "weights"})
+_WITH_ATTENTION = frozenset({"attention", "patterns", "streaming"})
+
+
+class HuggingFaceModel:
+    """A transformers causal language model; see ``workbench.models.base.ModelAdapter``."""
+
+    backend = "hf"
+
+    def __init__(self, model: Any, tokenizer: Any = None, *, name: str = "", revision: str = "") -> None:
+        """Take over a loaded model: eval mode, weights frozen.
+
+        Args:
+            model: A ``PreTrainedModel`` with a language-modelling head.
+            tokenizer: Its tokenizer, if texts are to be read.
+            name: What people call it.
+            revision: Hub commit or hash of the weights.
+
+        Raises:
+            CapabilityError: An architecture or kernel that this backend cannot hook.
+        """
+        config = model.config.get_text_config()
+        self.family: Family = family_of(config.model_type, config)
+        self.model = model.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.spec = make_spec(model, self.family, name=name, revision=revision)
+        self._blocks: list[nn.Module] = list(model.get_submodule(self.family.blocks))
+        self._interventions: list[Intervention] = []
+        # One forward pass at a time: hooks and the attention implementation are model-wide.
+        self._lock = threading.RLock()
+        accepted = inspect.signature(model.forward).parameters
+        self._takes_positions = "position_ids" in accepted
+        self.stock = model.config._attn_implementation or "eager"
+
+    @property
+    def capabilities(self) -> frozenset[str]:
+        """What this model can do; without attention there are residual sites only."""
+        extra = {"positions"} if self._takes_positions else set()
+        return _CAPABILITIES | extra | (_WITH_ATTENTION if self.family.attn else frozenset())
+
+    @property
+    def dtype(self) -> str:
+        """The dtype of the weights, e.g. ``float32``."""
+        return str(self.model.dtype).removeprefix("torch.")
+
+    @property
+    def attention(self) -> str:
+        """The stock attention implementation (``sdpa``, ``eager``)."""
+        return self.stock if self.family.attn else "none"
+
+    # Forward passes
+
+    def logits(
+        self,
+        tokens: Int[Tensor, "batch pos"],
+        attention_mask: Int[Tensor, "batch pos"] | None = None,
+    ) -> Float[Tensor, "batch pos d_vocab"]:
+        """Run one forward pass and return the logits, on the CPU in float32."""
+        inputs = prepare_inputs(self.spec, tokens, attention_mask)
+        with self._lock, torch.no_grad(), self._hooked({}, inputs):
+            output = self.model(**self._arguments(inputs)).logits
+        return output.float().cpu()
+
+    def capture(
+        self,
+        tokens: Int[Tensor, "batch pos"],
+        sites: Sequence[Site | str],
+        reduce: Reducers = None,
+        attention_mask: Int[Tensor, "batch pos"] | None = None,
+        position_ids: Int[Tensor, "batch pos"] | None = None,
+    ) -> Captured:
+        """Run one forward pass and return the activation at each site; see ``ModelAdapter``."""
+        parsed = [Site.parse(site) for site in sites]
+        reads = self._reads(parsed, reduce)
+        inputs = prepare_inputs(self.spec, tokens, attention_mask, position_ids)
+        tell_pattern_memory(self.spec, inputs, reads)
+        with self._lock, torch.no_grad(), self._hooked(reads, inputs) as captured:
+            # Without the unembedding: no site lies behind it.
+            self.model.base_model(**self._arguments(inputs))
+        return Captured({site: captured[site] for site in parsed})
+
+    def generate(self, prompt: Any, max_new_tokens: int = 64, **options: Any) -> Any:
+        """Continue a text or tokens; edits act on the prompt and on every new token."""
+        return generate_with(self, self._generate_tokens, prompt, max_new_tokens, options)
+
+    def _generate_tokens(self, tokens: Tensor, attention_mask: Tensor | None, options: dict[str, Any]) -> Tensor:
+        inputs = prepare_inputs(self.spec, tokens, attention_mask)
+        options.setdefault("pad_token_id", _pad_token(self))
+        mask = torch.ones_like(tokens) if attention_mask is None else attention_mask
+        with self._lock, torch.no_grad(), self._hooked({}, inputs):
+            output: Tensor = self.model.generate(
+                tokens.to(self._device), attention_mask=mask.to(self._device), **options
+            )
+        return output.cpu()
+
+    @contextmanager
+    def edit(self, *interventions: Any) -> Iterator[None]:
+        """Within the context, logits, capture, generate and every probe see the edits.
+
+        Args:
+            interventions: Objects, the content of intervention files, or their paths.
+        """
+        added = [as_intervention(item, self.spec) for item in interventions]
+        for intervention in added:
+            intervention.plan(self.spec)  # refuses what does not fit before anything runs
+        with self._lock:
+            before = list(self._interventions)
+            self._interventions = before + added
+            try:
+                yield
+            finally:
+                self._interventions = before
+
+    @property
+    def interventions(self) -> tuple[Intervention, ...]:
+        """The interventions that are active now."""
+        return tuple(self._interventions)
+
+    def weight(self, name: str, layer: int | None = None) -> Tensor:
+        """One weight in TransformerLens' layout, float32 on the CPU; see ``base.WEIGHTS``."""
+        return self._weight(name, layer).detach().float().cpu()
+
+    def mlp_of_embedding(self, layer: int, x: Float[Tensor, "n d_model"], *, norm: bool) -> Tensor:
+        """Apply one block's MLP to vectors, behind its norm if asked; float32, CPU."""
+        block = self._blocks[layer]
+        with torch.no_grad():
+            x = x.to(self._device, self.model.dtype)
+            if norm and self.family.ln_mlp:
+                x = block.get_submodule(self.family.ln_mlp)(x)
+            if self.family.mlp is None:  # OPT keeps the two halves in the block
+                parts: Any = block
+                return parts.fc2(parts.activation_fn(parts.fc1(x))).float().cpu()  # type: ignore[no-any-return]
+            out = block.get_submodule(self.family.mlp)(x[None])
+        return (out[0] if isinstance(out, tuple) else out)[0].float().cpu()
+
+    # How it is done
+
+    @property
+    def _device(self) -> torch.device:
+        device: torch.device = self.model.get_input_embeddings().weight.device
+        return device
+
+    def _arguments(self, inputs: Inputs) -> dict[str, Any]:
+        arguments: dict[str, Any] = {"input_ids": inputs.tokens.to(self._device), "use_cache": False}
+        if inputs.attention_mask is not None:
+            arguments["attention_mask"] = inputs.attention_mask.to(self._device)
+        if inputs.position_ids is not None:
+            if not self._takes_positions:
+                raise CapabilityError(
+                    f"explicit positions and left padding need a model that takes position ids; "
+                    f"{self.spec.family} does not; pad on the right"
+                )
+            arguments["position_ids"] = inputs.position_ids.to(self._device)
+        return arguments
+
+    def _reads(self, sites: Sequence[Site], reduce: Reducers) -> dict[Site, Any]:
+        reads = {}
+        for site in sites:
+            self._check_site(site)
+            by_name = isinstance(reduce, Mapping)
+            reads[site] = reduce.get(site.name) if isinstance(reduce, Mapping) else reduce
+            streams = isinstance(reads[site], PatternStatistic | Mapping)
+            if streams and site.name != "pattern":
+                hint = "" if by_name else "; give reduce={'pattern': ...}"
+                raise ConfigError(f"a pattern statistic reads the site pattern only; got {site}{hint}")
+        return reads
+
+    def _check_site(self, site: Site) -> None:
+        if site.layer is not None and not 0 <= site.layer < self.spec.n_layers:
+            raise ConfigError(f"layer must be below {self.spec.n_layers}, the layers of {self.spec.name}; got {site}")
+        if site.name in ATTENTION_SITES | {"attn_out"} and self.family.attn is None:
+            raise CapabilityError(f"{site} needs attention; {self.spec.family} has none; read resid_pre, resid_post or mlp_out")
+        if site.name == "resid_mid" and self.family.mid is None:
+            raise CapabilityError(
+                f"{site} needs attention before the MLP; in {self.spec.family} here they are parallel "
+                "or one; read resid_pre, attn_out and mlp_out"
+            )
+
+    @contextmanager
+    def _hooked(self, reads: Mapping[Site, Any], inputs: Inputs) -> Iterator[dict[Site, Any]]:
+        """Install what the reads and the active edits need; remove it on every way out."""
+        edits = plan_all(self._interventions, self.spec)
+        captured: dict[Site, Any] = {}
+        with ExitStack() as stack:
+            for edit in edits:
+                if isinstance(edit, ActivationEdit) and edit.site.name != "z":
+                    stack.callback(self._hook_edit(edit, inputs).remove)
+            for site, reduce in reads.items():
+                if site.name not in ATTENTION_SITES:
+                    stack.callback(self._hook_read(site, reduce, inputs, captured).remove)
+            session = self._attention_session(reads, edits, inputs, captured)
+            if session is None:
+                yield captured
+                return
+            stack.enter_context(session)
+            stack.callback(self.model.set_attn_implementation, self.stock)
+            self.model.set_attn_implementation(implementation_name(self.stock))
+            yield captured
+            session.check_calls()
+
+    def _attention_session(
+        self, reads: Mapping[Site, Any], edits: Sequence[Edit], inputs: Inputs, captured: dict[Site, Any]
+    ) -> AttentionSession | None:
+        by_layer: dict[int, dict[str, Any]] = {}
+        for site, reduce in reads.items():
+            if site.name in ATTENTION_SITES and site.layer is not None:
+                by_layer.setdefault(site.layer, {})[site.name] = reduce
+        changes: dict[int, list[Edit]] = {}
+        for edit in edits:
+            if isinstance(edit, AttentionEdit):
+                changes.setdefault(edit.layer, []).append(edit)
+            elif edit.site.name == "z" and edit.site.layer is not None:
+                changes.setdefault(edit.site.layer, []).append(edit)
+        if not by_layer and not changes:
+            return None
+        if self.family.attn is None:
+            raise CapabilityError(f"an attention edit needs attention; {self.spec.family} has none")
+        if self.stock not in STOCK_IMPLEMENTATIONS:
+            raise CapabilityError(
+                f"captures and edits need the attention implementation sdpa or eager; this model was "
+                f"loaded with {self.stock}; load it with attn_implementation='sdpa'"
+            )
+        attn = self.family.attn
+        layers = {block.get_submodule(attn): layer for layer, block in enumerate(self._blocks)}
+        return AttentionSession(
+            self.stock, layers, by_layer, changes, inputs.row_valid(self._device), inputs.first_key(), captured
+        )
+
+    def _hook_read(self, site: Site, reduce: Any, inputs: Inputs, captured: dict[Site, Any]) -> Any:
+        module, before = self._module(site)
+
+        def read(activation: Tensor) -> Tensor:
+            captured[site] = reduced(_with_batch(activation, inputs), reduce)
+            return activation
+
+        return _hook(module, read, before=before)
+
+    def _hook_edit(self, edit: ActivationEdit, inputs: Inputs) -> Any:
+        if edit.site.name not in EDITABLE_SITES:
+            raise CapabilityError(
+                f"an activation edit must be at one of {', '.join(sorted(EDITABLE_SITES))}; got {edit.site}"
+            )
+        self._check_site(edit.site)
+        module, before = self._module(edit.site)
+
+        def change(activation: Tensor) -> Tensor:
+            return edit.change(_with_batch(activation, inputs)).view_as(activation)
+
+        return _hook(module, change, before=before)
+
+    def _module(self, site: Site) -> tuple[nn.Module, bool]:
+        """The module at a site, and whether the site is its input."""
+        family = self.family
+        if site.name == "embed":
+            embedding: nn.Module = self.model.get_input_embeddings()
+            return embedding, False
+        if site.layer is None:
+            return self.model.get_submodule(family.ln_final), False
+        block = self._blocks[site.layer]
+        if site.name in ("resid_pre", "resid_post"):
+            return block, site.name == "resid_pre"
+        if site.name == "resid_mid":
+            return block.get_submodule(family.mid or ""), True
+        path = family.attn_out if site.name == "attn_out" else family.mlp_out
+        return block.get_submodule(path or ""), False
+
+    def _weight(self, name: str, layer: int | None) -> Tensor:
+        family, spec = self.family, self.spec
+        if name == "W_E":
+            return self.model.get_input_embeddings().weight  # type: ignore[no-any-return]
+        if name == "W_U":
+            return self.model.get_output_embeddings().weight.T  # type: ignore[no-any-return]
+        if name == "W_pos" and family.position_table:
+            table: Any = self.model.get_submodule(family.position_table)
+            return table.weight[family.position_offset :]  # type: ignore[no-any-return]
+        if layer is not None and name in ("W_Q", "W_K", "W_V") and family.read_qkv:
+            return family.read_qkv(self._blocks[layer], spec)[("W_Q", "W_K", "W_V").index(name)]
+        if layer is not None and name == "W_O" and family.w_o:
+            return w_o_heads(self._blocks[layer].get_submodule(family.w_o), spec.n_heads)
+        raise CapabilityError(f"{spec.family} has no weight {name} at layer {layer}; see workbench.models.base.WEIGHTS")
+
+
+def make_spec(model: Any, family: Family, *, name: str, revision: str) -> ModelSpec:
+    """Read the sizes of a transformers model from its config and modules."""
+    config = model.config.get_text_config()
+    n_heads = config.num_attention_heads if family.attn else 0
+    d_head = getattr(config, "head_dim", None) or (config.hidden_size // n_heads if n_heads else 0)
+    d_mlp = next(
+        (
+            size
+            for key in ("intermediate_size", "n_inner", "ffn_dim")
+            if (size := getattr(config, key, None)) is not None
+        ),
+        4 * config.hidden_size,
+    )
+    return ModelSpec(
+        name=name or config.name_or_path or config.model_type,
+        revision=revision,
+        family=config.model_type,
+        n_layers=config.num_hidden_layers,
+        n_heads=n_heads,
+        n_kv_heads=(getattr(config, "num_key_value_heads", None) or n_heads) if n_heads else 0,
+        d_model=config.hidden_size,
+        d_head=d_head,
+        d_mlp=d_mlp,
+        d_vocab=model.get_input_embeddings().weight.shape[0],
+        n_ctx=getattr(config, "max_position_embeddings", None) or 1 << 30,
+        positions=family.positions,
+    )
+
+
+def _hook(module: nn.Module, change: Callable[[Tensor], Tensor], *, before: bool) -> Any:
+    """Pass a module's input or output (the first of a tuple) through ``change``."""
+    if before:
+
+        def on_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            if args:
+                return (change(args[0]), *args[1:]), kwargs
+            return args, {**kwargs, "hidden_states": change(kwargs["hidden_states"])}
+
+        return module.register_forward_pre_hook(on_input, with_kwargs=True)
+
+    def on_output(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        if isinstance(output, tuple):
+            return (change(output[0]), *output[1:])
+        return change(output)
+
+    return module.register_forward_hook(on_output)
+
+
+def _with_batch(activation: Tensor, inputs: Inputs) -> Tensor:
+    """``[batch pos d]``, also where a block has flattened batch and positions (OPT's MLP)."""
+    if activation.dim() == 3:
+        return activation
+    return activation.view(inputs.tokens.shape[0], -1, activation.shape[-1])
+
+
+def _pad_token(model: HuggingFaceModel) -> int:
+    """A padding id for ``generate``: the tokenizer's, else the end-of-sequence id, else 0."""
+    tokenizer, config = model.tokenizer, model.model.generation_config
+    for candidate in (getattr(tokenizer, "pad_token_id", None), config.pad_token_id, config.eos_token_id):
+        if isinstance(candidate, int):
+            return candidate
+        if isinstance(candidate, list) and candidate:
+            return int(candidate[0])
+    return 0

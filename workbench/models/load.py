@@ -1,0 +1,117 @@
+"""``wb.load`` and ``wb.wrap``: from a name, a folder or somebody's object to a model."""
+
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from workbench.errors import ConfigError, ModelError, UnknownNameError
+from workbench.models.base import ModelAdapter
+
+BACKENDS = ("hf", "transformer-lens", "nnsight")
+DTYPES = ("auto", "float32", "float16", "bfloat16")
+
+
+def demo_folder() -> Path:
+    """The folder of the embedded demo model."""
+    return Path(str(files("workbench") / "assets" / "demo"))
+
+
+def resolve_model(name: str) -> str:
+    """Turn ``demo`` and ``toy:DIR`` into a folder; other names pass."""
+    if name == "demo":
+        return str(demo_folder())
+    return name.removeprefix("toy:")
+
+
+def load(
+    name: str,
+    backend: str = "hf",
+    revision: str | None = None,
+    dtype: str = "auto",
+    device: str = "auto",
+    device_map: Any = None,
+    *,
+    trust_remote_code: bool = False,
+    attn_implementation: str | None = None,
+) -> ModelAdapter:
+    """Load a model by hub id, local folder, ``demo`` or ``toy:DIR``.
+
+    Args:
+        name: What to load.
+        backend: ``hf``, ``transformer-lens`` or ``nnsight``.
+        revision: Branch, tag or commit on the hub.
+        dtype: ``auto`` keeps the checkpoint's.
+        device: ``auto`` takes CUDA where there is one.
+        device_map: Passed to transformers, for models larger than one device.
+        trust_remote_code: Run code that the checkpoint brings; never on by itself.
+        attn_implementation: A stock kernel of transformers; None takes its default.
+
+    Raises:
+        ModelError: No weights, pickled weights, remote code, NaN weights, hub unreachable.
+        UnknownNameError: A backend that does not exist.
+    """
+    if backend not in BACKENDS:
+        raise UnknownNameError("backend", backend, BACKENDS)
+    if dtype not in DTYPES:
+        raise ConfigError(f"dtype must be one of {', '.join(DTYPES)}; got {dtype}")
+    from workbench.models.checkpoint import Source, load_transformers
+
+    source = Source(
+        resolve_model(name), name, revision, dtype, device, device_map, trust_remote_code, attn_implementation
+    )
+    if backend == "hf":
+        from workbench.models.huggingface import HuggingFaceModel
+
+        model, tokenizer, identity = load_transformers(source)
+        return HuggingFaceModel(model, tokenizer, name=identity.name, revision=identity.revision)
+    if backend == "transformer-lens":
+        from workbench.models.transformer_lens import load_bridge
+
+        return load_bridge(source)
+    from workbench.models.nnsight import load_nnsight
+
+    return load_nnsight(source)
+
+
+def wrap(model: Any, tokenizer: Any = None) -> ModelAdapter:
+    """Take a model somebody already holds: transformers, TransformerBridge, nnsight, a toy.
+
+    Args:
+        model: The object; it is not copied, and nothing on it changes for good.
+        tokenizer: Needed for texts where the object has none of its own.
+
+    Raises:
+        ModelError: Not a kind of object that is known.
+    """
+    if isinstance(model, ModelAdapter):
+        return model
+    # By name, so that no library is imported that the object does not come from.
+    bases = {f"{base.__module__.split('.')[0]}.{base.__name__}" for base in type(model).__mro__}
+    if "transformer_lens.TransformerBridge" in bases:
+        from workbench.models.transformer_lens import TransformerLensModel
+
+        return TransformerLensModel(model, tokenizer or getattr(model, "tokenizer", None))
+    if "nnsight.LanguageModel" in bases:
+        from workbench.models.nnsight import NNsightModel
+
+        return NNsightModel(model, tokenizer or getattr(model, "tokenizer", None))
+    if "transformers.PreTrainedModel" in bases:
+        from workbench.models.huggingface import HuggingFaceModel
+
+        _refuse_nan(model)
+        return HuggingFaceModel(model, tokenizer)
+    raise ModelError(
+        "wrap takes a transformers model, a TransformerBridge, an nnsight LanguageModel or a toy; got "
+        f"{type(model).__module__}.{type(model).__name__}; load it with transformers first"
+    )
+
+
+def _refuse_nan(model: Any) -> None:
+    from workbench.models.families import check_finite
+
+    bad = check_finite(model)
+    if bad is not None:
+        raise ModelError(f"weights must be finite; {bad} holds NaN or infinity; get an undamaged checkpoint")
+
+
+__all__ = ["BACKENDS", "demo_folder", "load", "resolve_model", "wrap"]

@@ -1,0 +1,68 @@
+"""Text in, text out: what ``generate`` does around a model's own token loop."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from workbench.errors import ConfigError, DataError, ModelError
+from workbench.models.base import ModelAdapter
+
+Run = Callable[[Tensor, Tensor | None, dict[str, Any]], Tensor]
+"""(tokens, attention_mask, options) -> tokens with the prompt."""
+
+
+def generate_with(
+    model: ModelAdapter, run: Run, prompt: Any, max_new_tokens: int, options: dict[str, Any]
+) -> Any:
+    """Generate from a text, several texts or tokens.
+
+    Args:
+        model: Gives tokenizer and sizes.
+        run: The token loop.
+        prompt: A text (returns its continuation), a list of texts (returns theirs), or tokens
+            ``[batch pos]`` (returns tokens with the prompt, as transformers does).
+        max_new_tokens: At least 1.
+        options: ``attention_mask`` and the sampling arguments of transformers' ``generate``.
+
+    Raises:
+        DataError: Prompt and new tokens exceed n_ctx of a model with learned positions.
+    """
+    if max_new_tokens < 1:
+        raise ConfigError(f"max_new_tokens must be at least 1; got {max_new_tokens}")
+    texts = [prompt] if isinstance(prompt, str) else prompt
+    is_text = isinstance(texts, list | tuple) and bool(texts) and isinstance(texts[0], str)
+    if is_text:
+        tokens, mask = _encode(model, list(texts))
+    else:
+        tokens, mask = torch.as_tensor(prompt), options.pop("attention_mask", None)
+    total = tokens.shape[-1] + max_new_tokens
+    if model.spec.positions == "learned" and total > model.spec.n_ctx:
+        raise DataError(
+            f"prompt and new tokens must fit in n_ctx = {model.spec.n_ctx} of {model.spec.name}; got "
+            f"{tokens.shape[-1]} + {max_new_tokens}; shorten the prompt or lower max_new_tokens"
+        )
+    output = run(tokens, mask, {"max_new_tokens": max_new_tokens, **options})
+    if not is_text:
+        return output
+    new = output[:, tokens.shape[1] :]
+    decoded = [model.tokenizer.decode(row, skip_special_tokens=True) for row in new]
+    return decoded[0] if isinstance(prompt, str) else decoded
+
+
+def _encode(model: ModelAdapter, texts: list[str]) -> tuple[Tensor, Tensor | None]:
+    """Tokenise with padding on the left, so that every prompt ends where generation begins."""
+    if model.tokenizer is None:
+        raise ModelError(
+            f"a text prompt needs a tokenizer; {model.spec.name} has none; give tokens [batch pos], or "
+            "load it with wb.wrap(model, tokenizer=...)"
+        )
+    rows = [model.tokenizer(text)["input_ids"] for text in texts]
+    if not all(rows):
+        raise DataError("a prompt must have at least one token; got an empty text; write something")
+    longest = max(map(len, rows))
+    tokens = torch.tensor([[row[0]] * (longest - len(row)) + row for row in rows])
+    if all(len(row) == longest for row in rows):
+        return tokens, None
+    return tokens, torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
