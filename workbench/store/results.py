@@ -1,0 +1,396 @@
+"""The results store: one directory per result, published whole by one rename.
+
+    <store>/results/<key[:2]>/<key>/    arrays.safetensors, result.json, manifest.json
+    <store>/requests/                   which key a request was answered with
+    <store>/leases/ temp/ damaged/      claims, unfinished writes, results that failed their checks
+    <store>/catalogue.sqlite            a list of the results, rebuilt whenever it is missing
+
+A crash leaves either nothing or a whole result. A damaged result is reported, set aside and
+treated as absent.
+"""
+
+import contextlib
+import errno
+import os
+import secrets
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+
+from workbench.errors import DamagedResultError, StoreError
+from workbench.result import Result
+from workbench.store.arrays import StoredArrays
+from workbench.store.catalogue import Catalogue, Entry, entry_of, select
+from workbench.store.files import explained, fault, replace_file, sync_folder
+from workbench.store.lease import Lease
+from workbench.store.outcomes import Collected, Imported, Verified
+from workbench.store.record import (
+    NewerResultError,
+    Record,
+    is_key,
+    is_safe_file_name,
+    read_record,
+    write_record,
+)
+
+Entries = list[Entry]  # inside Store, ``list`` is its method
+SHORTEST_PREFIX = 6
+_IN_THE_WAY = {errno.ENOTEMPTY, errno.EEXIST}
+
+
+def default_store_path() -> Path:
+    """``$WORKBENCH_HOME``, else the platform's folder for a program's data."""
+    if home := os.environ.get("WORKBENCH_HOME"):
+        return Path(home)
+    try:
+        user = Path.home()
+    except RuntimeError as error:
+        raise StoreError(
+            "the store needs a folder and no home directory was found; set WORKBENCH_HOME"
+        ) from error
+    if sys.platform == "darwin":
+        base = user / "Library" / "Application Support"
+    elif os.name == "nt":
+        base = Path(os.environ.get("LOCALAPPDATA") or user / "AppData" / "Local")
+    else:
+        base = Path(os.environ.get("XDG_DATA_HOME") or user / ".local" / "share")
+    return base / "interpretability-workbench"
+
+
+def _to_stderr(message: str) -> None:
+    sys.stderr.write(f"workbench: {message}\n")
+
+
+class Store:
+    """A folder of results; making the object writes nothing."""
+
+    def __init__(
+        self, path: str | Path | None = None, report: Callable[[str], None] = _to_stderr
+    ) -> None:
+        """Choose the folder.
+
+        Args:
+            path: Where; None: ``default_store_path()``.
+            report: Told, in one line each, about damage and other things a person should know.
+
+        Raises:
+            StoreError: The path is a file.
+        """
+        self.path = (default_store_path() if path is None else Path(path)).expanduser().absolute()
+        if self.path.exists() and not self.path.is_dir():
+            raise StoreError(f"the store {self.path} must be a folder; it is a file")
+        self.report = report
+        self.catalogue = Catalogue(self.path / "catalogue.sqlite", report)
+
+    def __repr__(self) -> str:
+        """The folder."""
+        return f"Store({str(self.path)!r})"
+
+    def folder(self, key: str) -> Path:
+        """Where the result of a key is or would be.
+
+        Raises:
+            StoreError: Not a key; nothing else ever becomes a path.
+        """
+        if not is_key(key):
+            raise StoreError(f"a key must be 64 lower-case hex characters; got {key!r}")
+        return self.path / "results" / key[:2] / key
+
+    # Reading
+
+    def find(self, key: str) -> Result | None:
+        """The whole result of a key, or None when it must be computed.
+
+        Every byte is checked. A damaged result is reported, set aside and counts as absent.
+
+        Raises:
+            StoreError: It cannot be read, or a newer workbench wrote it.
+        """
+        try:
+            record = self.read(key, deep=True)
+        except DamagedResultError as error:
+            self.report(str(error))
+            return None
+        return (
+            None if record is None else record.to_result(cached=True, arrays=self._arrays(record))
+        )
+
+    def get(self, key: str) -> Result:
+        """The result of a key or of an unambiguous beginning of one.
+
+        The arrays are checked when they are read.
+
+        Raises:
+            StoreError: There is none, or several begin so.
+            DamagedResultError: It was damaged; it has been set aside.
+        """
+        key = self.resolve(key)
+        record = self.read(key, deep=False)
+        if record is None:
+            raise self.absent(key)
+        return record.to_result(cached=True, arrays=self._arrays(record))
+
+    def resolve(self, prefix: str) -> str:
+        """The one key that begins with ``prefix`` (6 characters or more).
+
+        Raises:
+            StoreError: There is none, or several.
+        """
+        if is_key(prefix):
+            return prefix
+        if len(prefix) < SHORTEST_PREFIX or not is_key(prefix.ljust(64, "0")):
+            raise StoreError(
+                f"a key must be given by at least {SHORTEST_PREFIX} of its lower-case hex "
+                f"characters; got {prefix!r}"
+            )
+        with explained("read", self.path):
+            shard = self.path / "results" / prefix[:2]
+            found = [path.name for path in shard.glob(f"{prefix}*") if is_key(path.name)]
+        if not found:
+            raise self.absent(prefix)
+        if len(found) > 1:
+            raise StoreError(
+                f"{prefix!r} must begin one key; {len(found)} begin so, give more of it"
+            )
+        return found[0]
+
+    def list(
+        self, probe: str | None = None, model: str | None = None, limit: int | None = None
+    ) -> Entries:
+        """The results, the newest first; of one probe or one model if asked."""
+        stamps = self.stamps()
+        if not stamps:
+            return []
+        entries = self.catalogue.entries(stamps, self.entry, probe=probe, model=model, limit=limit)
+        if entries is None:
+            found = [entry for key in stamps if (entry := self.entry(key)) is not None]
+            entries = select(found, probe, model, limit)
+        return entries
+
+    def stamps(self) -> dict[str, int]:
+        """When each result's directory was last changed (nanoseconds), by key."""
+        found = {}
+        with explained("read", self.path), contextlib.suppress(FileNotFoundError):
+            for shard in list(os.scandir(self.path / "results")):
+                if shard.is_dir():
+                    for folder in list(os.scandir(shard.path)):
+                        # gc and set_aside may take a directory away under our eyes.
+                        with contextlib.suppress(FileNotFoundError):
+                            if is_key(folder.name) and folder.is_dir():
+                                found[folder.name] = folder.stat().st_mtime_ns
+        return found
+
+    def entry(self, key: str) -> Entry | None:
+        """One line of the list, from the result itself; None (and a report) if it is no good."""
+        try:
+            record = self.read(key, deep=False)
+        except (DamagedResultError, NewerResultError) as error:
+            self.report(str(error))
+            return None
+        return None if record is None else entry_of(record)
+
+    def read(self, key: str, *, deep: bool) -> Record | None:
+        """Read and check a result; a damaged one is set aside before its error goes on.
+
+        Args:
+            key: Which; all 64 characters.
+            deep: Check every byte, not only sizes and ``result.json``.
+        """
+        folder = self.folder(key)
+        try:
+            record = read_record(folder, key)
+            if record is not None and deep:
+                record.check_contents()
+        except DamagedResultError as error:
+            raise self.set_aside(key, error) from error
+        return record
+
+    def _arrays(self, record: Record) -> StoredArrays:
+        """Arrays that set the result aside when they turn out damaged."""
+        return StoredArrays(record, lambda error: self.set_aside(record.key, error))
+
+    def absent(self, key: str) -> StoreError:
+        """What to raise when there is no result of a key."""
+        return StoreError(
+            f"no result has the key {key!r} in {self.path}; "
+            "'workbench results list' shows those that exist (--store chooses the folder)"
+        )
+
+    # Writing
+
+    def publish(
+        self, result: Result, *, files: Mapping[str, Path] | None = None, replace: bool = False
+    ) -> Result:
+        """Keep a result; it appears whole, or not at all.
+
+        When a whole result of the key is already there, that one is kept and returned.
+
+        Args:
+            result: What to keep.
+            files: More files to keep beside it, by name (a trained model's safetensors, JSON).
+            replace: Put this result in the place of one that is there.
+
+        Raises:
+            StoreError: The folder cannot be written or the disk is full; nothing was changed.
+        """
+        for name in files or {}:
+            if not is_safe_file_name(name):
+                raise StoreError(
+                    f"a file of a result must be .safetensors, .json or text; got {name!r}"
+                )
+        document = result.document()
+        document["provenance"].setdefault("created", datetime.now(UTC).isoformat())
+        with explained("write", self.path), self.scratch(result.key) as scratch:
+            write_record(scratch, document, result, files or {})
+            self.move_in(scratch, result.key, replace=replace)
+        record = self.read(result.key, deep=False)
+        if record is None:
+            raise self.absent(result.key)
+        return record.to_result(cached=False, arrays=self._arrays(record))
+
+    @contextlib.contextmanager
+    def scratch(self, name: str) -> Iterator[Path]:
+        """An empty directory on the store's filesystem, gone afterwards unless it was moved."""
+        path = self.path / "temp" / f"{name[:16]}-{os.getpid()}-{secrets.token_hex(8)}"
+        with explained("write", self.path):
+            path.mkdir(parents=True)
+        try:
+            fault("after-scratch")
+            yield path
+        finally:
+            shutil.rmtree(path, ignore_errors=True)
+
+    def move_in(self, scratch: Path, key: str, *, replace: bool = False) -> bool:
+        """Publish a finished directory by one rename; False when a whole result was there."""
+        folder = self.folder(key)
+        new_shard = not folder.parent.exists()
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        if new_shard:
+            sync_folder(folder.parent.parent)
+        fault("before-rename")
+        # Each round clears away what was in the way; a third can only be needed by a race.
+        for last in (False, False, True):
+            try:
+                scratch.rename(folder)
+                break
+            except OSError as error:
+                if error.errno not in _IN_THE_WAY or last:
+                    raise
+            if replace:
+                self.remove(key)
+            elif self.find(key) is not None:
+                return False
+        fault("after-rename")
+        sync_folder(folder.parent)
+        fault("after-publish")
+        return True
+
+    def remove(self, key: str) -> None:
+        """Take a result away; a reader sees all of it or none of it."""
+        with self.scratch(f"removed-{key}") as scratch, contextlib.suppress(FileNotFoundError):
+            self.folder(key).rename(scratch / key)
+
+    def set_aside(self, key: str, error: DamagedResultError) -> DamagedResultError:
+        """Move a damaged result to ``damaged/`` and return the error that says so."""
+        folder = self.folder(key)
+        aside = self.path / "damaged" / f"{key}-{time.time_ns():x}"
+        try:
+            aside.parent.mkdir(exist_ok=True)
+            folder.rename(aside)
+        except OSError:
+            return DamagedResultError(f"{error}; it is not used, and could not be moved away")
+        # Between check and rename another process may have put a whole result there.
+        if _is_whole(aside, key):
+            with contextlib.suppress(OSError):
+                aside.rename(folder)
+        return DamagedResultError(f"{error}; it was set aside in {aside}, compute it again")
+
+    def lease(self, key: str, *, wait: float | None = None) -> Lease:
+        """A claim on a key for a ``with`` block, so that work is not done twice.
+
+        Args:
+            key: What will be computed.
+            wait: Seconds to wait at most while another process computes it; None: until it has
+                published or died. Look with ``find`` again inside the block.
+        """
+        folder = self.folder(key)
+        return Lease(
+            self.path / "leases", key, wait=wait, published=folder.is_dir, report=self.report
+        )
+
+    # Requests: answers without loading a model
+
+    def remember_request(self, request: str, key: str) -> None:
+        """Note which key a request (64 hex characters) was answered with."""
+        self.folder(key)
+        path = self._request_path(request)
+        with explained("write", self.path):
+            replace_file(path, key.encode())
+
+    def find_request(self, request: str) -> str | None:
+        """The key of an earlier answer to a request, if its result is still there."""
+        try:
+            key = self._request_path(request).read_text("ascii")
+        except (OSError, ValueError):
+            return None
+        return key if is_key(key) and self.folder(key).is_dir() else None
+
+    def _request_path(self, request: str) -> Path:
+        if not is_key(request):
+            raise StoreError(f"a request must be 64 lower-case hex characters; got {request!r}")
+        return self.path / "requests" / request[:2] / request
+
+    # Upkeep and exchange: the work is in upkeep.py and transfer.py
+
+    def verify(self) -> Verified:
+        """Check every byte of every result; damaged ones are set aside."""
+        from workbench.store.upkeep import verify
+
+        return verify(self)
+
+    def gc(
+        self,
+        *,
+        older_than: float | None = None,
+        keep_latest: int | None = None,
+        damaged: bool = False,
+        dry_run: bool = False,
+    ) -> Collected:
+        """Remove old results and leftovers; see ``workbench.store.upkeep.collect``."""
+        from workbench.store.upkeep import collect
+
+        return collect(
+            self, older_than=older_than, keep_latest=keep_latest, damaged=damaged, dry_run=dry_run
+        )
+
+    def rebuild(self) -> int:
+        """Make the catalogue anew from the results; returns how many there are."""
+        with explained("write", self.catalogue.path):
+            if not self.catalogue.discard():
+                raise PermissionError(errno.EACCES, "cannot remove the old catalogue")
+        return len(self.list())
+
+    def import_from(self, source: str | Path) -> Imported:
+        """Take results over from a result's folder, a store, a .zip or a .tar."""
+        from workbench.store.transfer import import_from
+
+        return import_from(self, Path(source))
+
+    def export(self, key: str, target: str | Path) -> Path:
+        """Write one result as a folder, a .zip, or any format of ``Result.save``."""
+        from workbench.store.transfer import export
+
+        return export(self, key, Path(target))
+
+
+def _is_whole(folder: Path, key: str) -> bool:
+    try:
+        record = read_record(folder, key)
+        if record is not None:
+            record.check_contents()
+    except StoreError:
+        return False
+    return record is not None

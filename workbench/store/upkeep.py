@@ -1,0 +1,136 @@
+"""Checking and cleaning a store: ``verify`` and ``gc``."""
+
+import contextlib
+import shutil
+import time
+from collections import Counter
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+
+from workbench.errors import ConfigError, DamagedResultError, StoreError
+from workbench.store.catalogue import Entry
+from workbench.store.files import explained, folder_size_bytes
+from workbench.store.lease import is_stale
+from workbench.store.outcomes import Collected, Verified
+from workbench.store.results import Store
+
+UNFINISHED_SECONDS = 3600.0
+"""A write that has not changed for so long belongs to a process that died."""
+
+
+def verify(store: Store) -> Verified:
+    """Compare every file of every result with its checksum; damaged results are set aside."""
+    whole: list[str] = []
+    damaged: dict[str, str] = {}
+    unreadable: dict[str, str] = {}
+    for key in sorted(store.stamps()):
+        try:
+            if store.read(key, deep=True) is not None:
+                whole.append(key)
+        except DamagedResultError as error:
+            damaged[key] = str(error)
+        except StoreError as error:
+            unreadable[key] = str(error)
+    return Verified(tuple(whole), damaged, unreadable)
+
+
+def collect(
+    store: Store,
+    *,
+    older_than: float | None = None,
+    keep_latest: int | None = None,
+    damaged: bool = False,
+    dry_run: bool = False,
+) -> Collected:
+    """Remove old results, never one that is being worked on, and what crashes left behind.
+
+    Without ``older_than`` and ``keep_latest`` no result is removed, only leftovers.
+
+    Args:
+        store: The store to clean.
+        older_than: Remove results made more than so many seconds ago ...
+        keep_latest: ... that are not among the newest so many of their probe and model.
+        damaged: Remove the results that were set aside as damaged, too.
+        dry_run: Change nothing, only say what would go.
+    """
+    if (older_than or 0) < 0 or (keep_latest or 0) < 0:
+        raise ConfigError("older_than and keep_latest must be 0 or more")
+    removed, leased, freed = [], [], 0
+    for entry in _due(store.list(), older_than, keep_latest):
+        if _remove(store, entry.key, dry_run):
+            removed.append(entry.key)
+            freed += entry.size_bytes
+        else:
+            leased.append(entry.key)
+    leftovers = list(_leftovers(store, damaged))
+    for path in leftovers:
+        freed += folder_size_bytes(path) if path.is_dir() else 0
+        if not dry_run:
+            with explained("clean", store.path):
+                _delete(path)
+    names = tuple(str(path.relative_to(store.path)) for path in leftovers)
+    return Collected(tuple(removed), tuple(leased), names, freed)
+
+
+def _due(
+    entries: list[Entry], older_than: float | None, keep_latest: int | None
+) -> Iterator[Entry]:
+    """The results to remove; ``entries`` are the newest first."""
+    if older_than is None and keep_latest is None:
+        return
+    newer: Counter[tuple[str, str]] = Counter()
+    now = time.time()
+    for entry in entries:
+        newer[entry.probe, entry.model] += 1
+        age = now - datetime.fromisoformat(entry.created).timestamp()
+        kept = keep_latest is not None and newer[entry.probe, entry.model] <= keep_latest
+        if not kept and (older_than is None or age > older_than):
+            yield entry
+
+
+def _remove(store: Store, key: str, dry_run: bool) -> bool:
+    """Remove one result under its own lease; False when somebody else holds that."""
+    lease = store.lease(key)
+    if dry_run:
+        return is_stale(lease.path)
+    if not lease.try_acquire():
+        return False
+    try:
+        with explained("clean", store.path):
+            store.remove(key)
+    finally:
+        lease.release()
+    return True
+
+
+def _leftovers(store: Store, damaged: bool) -> Iterator[Path]:
+    now = time.time()
+    for path in _children(store.path / "temp"):
+        with contextlib.suppress(FileNotFoundError):
+            if now - _last_change(path) > UNFINISHED_SECONDS:
+                yield path
+    for path in _children(store.path / "leases"):
+        if path.suffix == ".json" and is_stale(path):
+            yield path
+    for shard in _children(store.path / "requests"):
+        for path in _children(shard):
+            if store.find_request(path.name) is None:
+                yield path
+    if damaged:
+        yield from _children(store.path / "damaged")
+
+
+def _children(folder: Path) -> list[Path]:
+    return sorted(folder.iterdir()) if folder.is_dir() else []
+
+
+def _last_change(path: Path) -> float:
+    return max(part.lstat().st_mtime for part in (path, *path.rglob("*")))
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
