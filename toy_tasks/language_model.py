@@ -12,11 +12,12 @@ While it trains, every checkpoint notes
     val_loss     mean loss in nats on held-out natural text, position 0 excluded
     sink_rate    share of (prompt, layer, head) with alpha_0 > 0.3 on 64 tokens of that text, where
                  alpha_0 = 1/T * sum over q of A[q, 0]
-    succession   of the best head, share of pairs (item, next item) for which the effective OV circuit
-                 MLP0(ln_2(W_E)) W_V W_O W_U ranks the next item first among the targets of its task
-                 (Gould et al. 2023, "Successor Heads", arXiv:2312.09230)
+    succession   of the best head, share of pairs (item, next item) for which the effective OV
+                 circuit MLP0(ln_2(W_E)) W_V W_O W_U ranks the next item first among the targets
+                 of its task (Gould et al. 2023, "Successor Heads", arXiv:2312.09230)
 """
 
+import argparse
 import fnmatch
 import gzip
 import json
@@ -35,22 +36,32 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from toy_tasks.training import Progress, TrainingConfig, report_to_stderr, train
-from workbench.errors import ConfigError, DataError
+from workbench.errors import ConfigError, DataError, WorkbenchError
 
 if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
 BOS, EOS, PAD = "<|bos|>", "<|eos|>", "<|pad|>"
 
-DAYS = tuple("Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split())
-MONTHS = tuple("January February March April May June July August September October November December".split())
+# fmt: off
+NUMBER_WORDS = (
+    "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven",
+    "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen",
+    "twenty",
+)
+ORDINALS = (
+    "first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth",
+)
+DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
+MONTHS = (
+    "January", "February", "March", "April", "May", "June", "July", "August", "September",
+    "October", "November", "December",
+)
+# fmt: on
 SERIES: dict[str, tuple[str, ...]] = {
     "numbers": tuple(str(number) for number in range(1, 101)),
-    "number words": tuple(
-        "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
-        "seventeen eighteen nineteen twenty".split()
-    ),
-    "ordinals": tuple("first second third fourth fifth sixth seventh eighth ninth tenth".split()),
+    "number words": NUMBER_WORDS,
+    "ordinals": ORDINALS,
     "days": DAYS,
     "day prefixes": tuple(day[:3] for day in DAYS),
     "months": MONTHS,
@@ -87,20 +98,42 @@ class LanguageModelConfig:
     held_out_share: float = 0.04
     """Share of every file, at its end, that is kept for measuring."""
     exclude: str = ""
-    """Names of files in the text folder (and ``zip/member``) to leave out, ``*`` allowed, separated by commas."""
+    """Files of the text folder (or members, ``zip/member``) to leave out, ``*`` allowed, separated
+    by commas."""
     seed: int = 0
 
     def __post_init__(self) -> None:
+        """Refuse values that cannot work."""
         for name in ("n_layers", "n_heads", "d_model", "batch_size", "n_steps"):
             _require(getattr(self, name) >= 1, name, "be 1 or more", getattr(self, name))
-        _require(self.d_model % self.n_heads == 0, "d_model", f"be a multiple of n_heads={self.n_heads}", self.d_model)
+        _require(
+            self.d_model % self.n_heads == 0,
+            "d_model",
+            f"be a multiple of n_heads={self.n_heads}",
+            self.d_model,
+        )
         _require(self.n_ctx >= 16, "n_ctx", "be 16 or more", self.n_ctx)
-        _require(self.d_vocab >= 300, "d_vocab", "be 300 or more (256 bytes, 3 special tokens)", self.d_vocab)
+        _require(
+            self.d_vocab >= 300,
+            "d_vocab",
+            "be 300 or more (256 bytes, 3 special tokens)",
+            self.d_vocab,
+        )
         for name in ("succession_share", "copy_share"):
             _require(0 <= getattr(self, name) <= 1, name, "lie in [0, 1]", getattr(self, name))
         generated = self.succession_share + self.copy_share
-        _require(generated <= 1, "succession_share", "leave the sum with copy_share at 1 or less", generated)
-        _require(0 < self.held_out_share < 0.5, "held_out_share", "lie between 0 and 0.5", self.held_out_share)
+        _require(
+            generated <= 1,
+            "succession_share",
+            "leave the sum with copy_share at 1 or less",
+            generated,
+        )
+        _require(
+            0 < self.held_out_share < 0.5,
+            "held_out_share",
+            "lie between 0 and 0.5",
+            self.held_out_share,
+        )
         self.training()
 
     def training(self) -> TrainingConfig:
@@ -128,14 +161,16 @@ def _require(holds: bool, name: str, must: str, got: object) -> None:
 def read_text_folder(folder: Path, exclude: str = "") -> dict[str, str]:
     """Return the text of every .txt, .json and .jsonl file by name, also gzipped or in a .zip.
 
-    Of JSON the strings are taken: a list of them, or of objects (lines, in .jsonl) whose string fields
-    other than names and ids are joined.
+    Of JSON the strings are taken: a list of them, or of objects (lines, in .jsonl) whose string
+    fields other than names and ids are joined.
 
     Raises:
         DataError: the folder is missing or empty, or a file is not text of one of these kinds.
     """
     if not folder.is_dir():
-        raise DataError(f"the text must be a folder; {folder} is not one. Give a folder of .txt or .jsonl files.")
+        raise DataError(
+            f"the text must be a folder; {folder} is not one. Give a folder of .txt or .jsonl."
+        )
     patterns = [pattern.strip() for pattern in exclude.split(",") if pattern.strip()]
     texts = {}
     for path in sorted(folder.iterdir()):
@@ -148,12 +183,14 @@ def read_text_folder(folder: Path, exclude: str = "") -> dict[str, str]:
         if text.strip():
             texts[path.name] = text
     if not texts:
-        raise DataError(f"{folder} must hold text; no .txt, .json or .jsonl file with any was found. Put some there.")
+        raise DataError(
+            f"{folder} must hold text; no .txt, .json or .jsonl with any was found. Put some there."
+        )
     return texts
 
 
 def _unpack(path: Path) -> Iterator[tuple[str, bytes]]:
-    """Give the name and bytes of each readable file in ``path``; other kinds of file give nothing."""
+    """Give name and bytes of each file in ``path``."""
     try:
         if path.suffix == ".zip":
             with zipfile.ZipFile(path) as archive:
@@ -164,7 +201,9 @@ def _unpack(path: Path) -> Iterator[tuple[str, bytes]]:
         else:
             yield path.name, path.read_bytes()
     except (OSError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path.name} must be a whole archive; {error}. Copy it again or exclude it.") from error
+        raise DataError(
+            f"{path.name} must be a whole archive; {error}. Copy it again or exclude it."
+        ) from error
 
 
 def _texts(name: str, data: bytes) -> Iterator[str]:
@@ -173,12 +212,16 @@ def _texts(name: str, data: bytes) -> Iterator[str]:
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise DataError(f"{name} must be UTF-8; byte {error.start} is not. Convert or exclude it.") from error
+        raise DataError(
+            f"{name} must be UTF-8; byte {error.start} is not. Convert or exclude it."
+        ) from error
     try:
         if name.endswith(".txt"):
             yield text
         elif name.endswith(".jsonl"):
-            yield from (_text_of(json.loads(line), name) for line in text.splitlines() if line.strip())
+            yield from (
+                _text_of(json.loads(line), name) for line in text.splitlines() if line.strip()
+            )
         else:
             yield from (_text_of(entry, name) for entry in json.loads(text))
     except json.JSONDecodeError as error:
@@ -189,9 +232,13 @@ def _text_of(entry: object, name: str) -> str:
     if isinstance(entry, str):
         return entry
     if not isinstance(entry, dict):
-        raise DataError(f"{name} must hold texts or objects with texts; got {type(entry).__name__}. Exclude it.")
+        raise DataError(
+            f"{name} must hold texts or objects with texts; got {type(entry).__name__}. Exclude it."
+        )
     skipped = ("id", "task_id", "entry_point", "test")
-    return "\n".join(value for key, value in entry.items() if isinstance(value, str) and key not in skipped)
+    return "\n".join(
+        value for key, value in entry.items() if isinstance(value, str) and key not in skipped
+    )
 
 
 def plain_text(text: str) -> str:
@@ -205,8 +252,10 @@ def plain_text(text: str) -> str:
 
 
 def _plain_wikitext(line: str) -> str:
-    """Join the words of a line again; sentences with a word the corpus does not give are left out."""
-    sentences = re.split(r"(?<= [.!?] )", line.replace(" @-@ ", "-").replace(" @,@ ", ",").replace(" @.@ ", "."))
+    """Join the words of a line again; sentences with a word that is not given are left out."""
+    sentences = re.split(
+        r"(?<= [.!?] )", line.replace(" @-@ ", "-").replace(" @,@ ", ",").replace(" @.@ ", ".")
+    )
     line = "".join(sentence for sentence in sentences if "<unk>" not in sentence)
     line = re.sub(r'" ([^"]*) "', r'"\1"', line)
     return re.sub(r" ([,.;:!?%)\]]|'s\b|n't\b)", r"\1", line).replace("( ", "(").strip()
@@ -227,7 +276,24 @@ def series_run(rng: random.Random, name: str, n_items: int, *, backward: bool = 
     return run[::-1] if backward else run
 
 
-SEPARATORS = (",", ";", " -", " /", " and", " then", ", then", ".", ":", " |", " or", " to", ", and", " >", "\n", ",\n")
+SEPARATORS = (
+    ",",
+    ";",
+    " -",
+    " /",
+    " and",
+    " then",
+    ", then",
+    ".",
+    ":",
+    " |",
+    " or",
+    " to",
+    ", and",
+    " >",
+    "\n",
+    ",\n",
+)
 PAIRS = (
     " after{a} comes{b}.",
     " The{a} comes before the{b}.",
@@ -240,7 +306,13 @@ PAIRS = (
     " If this is{a}, the next is{b}.",
     " either{a} or{b}",
 )
-ENUMERATED = ("{item}.{words}\n", "{item}:{words}\n", "{item}){words};", " chapter{item}:{words}.", " on{item}{words},")
+ENUMERATED = (
+    "{item}.{words}\n",
+    "{item}:{words}\n",
+    "{item}){words};",
+    " chapter{item}:{words}.",
+    " on{item}{words},",
+)
 
 
 def succession_snippet(rng: random.Random, words: list[str]) -> str:
@@ -251,7 +323,10 @@ def succession_snippet(rng: random.Random, words: list[str]) -> str:
     """
     name = rng.choice(("numbers", "numbers", "numbers", *SERIES))
     kind = rng.random()
-    run = [f" {item}" for item in series_run(rng, name, rng.randint(3, 12), backward=rng.random() < 0.02)]
+    run = [
+        f" {item}"
+        for item in series_run(rng, name, rng.randint(3, 12), backward=rng.random() < 0.02)
+    ]
     if name in ("numbers", "letters") and rng.random() < 0.15:
         return rng.choice(("\n", "-", ".", ",", "|")).join(item.strip() for item in run)
     if kind < 0.5:
@@ -261,7 +336,9 @@ def succession_snippet(rng: random.Random, words: list[str]) -> str:
         pairs = (series_run(rng, name, 2) for _ in range(rng.randint(1, 4)))
         return "".join(template.format(a=f" {a}", b=f" {b}") for a, b in pairs)
     template = rng.choice(ENUMERATED)
-    return "".join(template.format(item=item, words=_words(rng, words, rng.randint(1, 4))) for item in run)
+    return "".join(
+        template.format(item=item, words=_words(rng, words, rng.randint(1, 4))) for item in run
+    )
 
 
 def copy_snippet(rng: random.Random, words: list[str]) -> str:
@@ -271,7 +348,9 @@ def copy_snippet(rng: random.Random, words: list[str]) -> str:
     if kind < 0.6:
         separator = rng.choice(("", "", ",", ";", "\n"))
         return rng.choice(("\n", ".")).join([separator.join(chosen)] * rng.randint(2, 4))
-    echo = rng.choice(("{word} ({word})", "{word}:{word},", "{word} ={word};", "{word}, I say{word}!"))
+    echo = rng.choice(
+        ("{word} ({word})", "{word}:{word},", "{word} ={word};", "{word}, I say{word}!")
+    )
     return "".join(echo.format(word=word) for word in chosen)
 
 
@@ -294,10 +373,12 @@ def generated_text(
 
 
 def common_words(natural: str, n_words: int = 1000) -> list[str]:
-    """Return the commonest words, without those of the series: filler must not look like an item."""
+    """Return the commonest words that are no item of a series: filler must not look like one."""
     counts = Counter(re.findall(r"\b[a-z]{3,8}\b", natural))
     taken = {item for series in SERIES.values() for item in series}
-    return [word for word, _ in counts.most_common(n_words + len(taken)) if word not in taken][:n_words]
+    return [word for word, _ in counts.most_common(n_words + len(taken)) if word not in taken][
+        :n_words
+    ]
 
 
 # Tokenizer
@@ -321,14 +402,18 @@ def train_tokenizer(texts: list[str], d_vocab: int) -> "PreTrainedTokenizerFast"
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{BOS} $A", pair=f"{BOS} $A $B", special_tokens=[(BOS, tokenizer.token_to_id(BOS))]
     )
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=BOS, eos_token=EOS, pad_token=PAD)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token=BOS, eos_token=EOS, pad_token=PAD
+    )
 
 
 def _series_by_weight(texts: list[str]) -> list[str]:
     """Say every item so often that BPE merges it to one token; years want the bare numbers too."""
     n_times = max(20, sum(len(text) for text in texts) // 2000)
     items = [f" {item}" for series in SERIES.values() for item in series]
-    return [item * n_times for item in items] + [f"{number}\n" * n_times for number in SERIES["numbers"]]
+    return [item * n_times for item in items] + [
+        f"{number}\n" * n_times for number in SERIES["numbers"]
+    ]
 
 
 # Batches
@@ -342,9 +427,13 @@ class TokenStreams:
     shares: tuple[float, ...]
     bos: int
 
-    def batch(self, batch_size: int, n_ctx: int, generator: torch.Generator) -> Int[Tensor, "batch pos"]:
+    def batch(
+        self, batch_size: int, n_ctx: int, generator: torch.Generator
+    ) -> Int[Tensor, "batch pos"]:
         """Cut ``batch_size`` windows at random places and put BOS before each."""
-        chosen = torch.multinomial(torch.tensor(self.shares), batch_size, replacement=True, generator=generator)
+        chosen = torch.multinomial(
+            torch.tensor(self.shares), batch_size, replacement=True, generator=generator
+        )
         places = torch.rand(batch_size, generator=generator, dtype=torch.float64)
         rows = []
         for stream, place in zip(chosen.tolist(), places.tolist(), strict=True):
@@ -373,10 +462,14 @@ def split_held_out(texts: dict[str, str], share: float) -> tuple[str, str]:
 # Measurement
 
 
-def held_out_rows(tokens: Int[Tensor, " pos"], bos: int, n_rows: int, n_pos: int) -> Int[Tensor, "row pos"]:
+def held_out_rows(
+    tokens: Int[Tensor, " pos"], bos: int, n_rows: int, n_pos: int
+) -> Int[Tensor, "row pos"]:
     """Return evenly spread windows of held-out text, BOS first."""
     if len(tokens) < n_pos:
-        raise DataError(f"held-out text must have {n_pos} tokens; got {len(tokens)}. Give more text.")
+        raise DataError(
+            f"held-out text must have {n_pos} tokens; got {len(tokens)}. Give more text."
+        )
     starts = torch.linspace(0, len(tokens) - n_pos + 1, n_rows).long().tolist()
     windows = torch.stack([tokens[start : start + n_pos - 1] for start in starts])
     return torch.cat([torch.full((n_rows, 1), bos), windows], dim=1)
@@ -411,9 +504,16 @@ def series_tokens(tokenizer: "PreTrainedTokenizerFast") -> dict[str, list[int]]:
         name: [tokenizer(f" {item}", add_special_tokens=False).input_ids for item in items]
         for name, items in SERIES.items()
     }
-    split = [SERIES[name][row] for name, rows in encoded.items() for row, ids in enumerate(rows) if len(ids) != 1]
+    split = [
+        SERIES[name][row]
+        for name, rows in encoded.items()
+        for row, ids in enumerate(rows)
+        if len(ids) != 1
+    ]
     if split:
-        raise DataError(f"every item must be one token; {split[0]!r} is not. Raise d_vocab or give more text.")
+        raise DataError(
+            f"every item must be one token; {split[0]!r} is not. Raise d_vocab or give more text."
+        )
     return {name: [ids[0] for ids in rows] for name, rows in encoded.items()}
 
 
@@ -421,20 +521,23 @@ def series_tokens(tokenizer: "PreTrainedTokenizerFast") -> dict[str, list[int]]:
 def succession_score(
     model: "GPT2LMHeadModel", series: dict[str, list[int]]
 ) -> tuple[Float[Tensor, "layer head"], Float[Tensor, "task layer head"]]:
-    """Return the share of pairs that each head's effective OV circuit gets right, pooled and by task."""
+    """Return the share of pairs each head's effective OV circuit gets right, pooled and by task."""
     block, W_E = model.transformer.h[0], model.transformer.wte.weight
     right, n_pairs = [], []
     for name, ids in series.items():
         sources, targets = (ids, ids[1:] + ids[:1]) if name in CYCLIC else (ids[:-1], ids[1:])
         resid = block.mlp(block.ln_2(W_E[sources]))
-        logits = torch.einsum("sd,lhde,te->lhst", resid, _W_OV(model), model.lm_head.weight[targets])
+        logits = torch.einsum(
+            "sd,lhde,te->lhst", resid, ov_circuits(model), model.lm_head.weight[targets]
+        )
         right.append((logits.argmax(dim=-1) == torch.arange(len(targets))).sum(dim=-1))
         n_pairs.append(len(sources))
     hits = torch.stack(right).float()
     return hits.sum(dim=0) / sum(n_pairs), hits / torch.tensor(n_pairs)[:, None, None]
 
 
-def _W_OV(model: "GPT2LMHeadModel") -> Float[Tensor, "layer head d_model d_model"]:
+def ov_circuits(model: "GPT2LMHeadModel") -> Float[Tensor, "layer head d_model d_model"]:
+    """Return the map W_V W_O of every head, rows in and columns out."""
     n_heads, d_model = model.config.n_head, model.config.n_embd
     circuits = []
     for block in model.transformer.h:
@@ -478,23 +581,33 @@ def train_language_model(
     Returns:
         The folder with the finished model and its tokenizer, in the transformers format.
     """
-    training, held_out = split_held_out(read_text_folder(text_folder, config.exclude), config.held_out_share)
+    training, held_out = split_held_out(
+        read_text_folder(text_folder, config.exclude), config.held_out_share
+    )
     succession = generated_text(succession_snippet, training, n_snippets=45_000, seed=config.seed)
     copying = generated_text(copy_snippet, training, n_snippets=8_000, seed=config.seed + 1)
     tokenizer = train_tokenizer([training, succession[: len(training) // 10]], config.d_vocab)
     series = series_tokens(tokenizer)
     streams = TokenStreams(
         tuple(encode(tokenizer, text) for text in (training, succession, copying)),
-        (1 - config.succession_share - config.copy_share, config.succession_share, config.copy_share),
+        (
+            1 - config.succession_share - config.copy_share,
+            config.succession_share,
+            config.copy_share,
+        ),
         tokenizer.bos_token_id,
     )
     rows = held_out_rows(encode(tokenizer, held_out), tokenizer.bos_token_id, 64, config.n_ctx)
     model = make_model(config, tokenizer)
     out_dir.mkdir(parents=True, exist_ok=True)
-    (out_dir / "settings.json").write_text(json.dumps(asdict(config), indent=1) + "\n", encoding="utf-8")
+    (out_dir / "settings.json").write_text(
+        json.dumps(asdict(config), indent=1) + "\n", encoding="utf-8"
+    )
     train(
         model,
-        lambda model, generator: _loss(model, streams.batch(config.batch_size, config.n_ctx, generator)),
+        lambda model, generator: _loss(
+            model, streams.batch(config.batch_size, config.n_ctx, generator)
+        ),
         config.training(),
         out_dir,
         measure=lambda model: measured_figures(model, rows, series),
@@ -503,7 +616,9 @@ def train_language_model(
     return save_model(model, tokenizer, out_dir / "model")
 
 
-def make_model(config: LanguageModelConfig, tokenizer: "PreTrainedTokenizerFast") -> "GPT2LMHeadModel":
+def make_model(
+    config: LanguageModelConfig, tokenizer: "PreTrainedTokenizerFast"
+) -> "GPT2LMHeadModel":
     """Return an untrained GPT-2 with weights drawn from the seed."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -527,7 +642,9 @@ def make_model(config: LanguageModelConfig, tokenizer: "PreTrainedTokenizerFast"
     )
 
 
-def save_model(model: "GPT2LMHeadModel", tokenizer: "PreTrainedTokenizerFast", folder: Path) -> Path:
+def save_model(
+    model: "GPT2LMHeadModel", tokenizer: "PreTrainedTokenizerFast", folder: Path
+) -> Path:
     """Write a folder that ``from_pretrained`` reads."""
     model.eval()
     model.config.activation_function = "gelu_new"
@@ -553,14 +670,17 @@ def config_from_settings(settings: list[str]) -> LanguageModelConfig:
 
 def main(arguments: list[str]) -> None:
     """Run ``python -m toy_tasks.language_model TEXT_FOLDER -o DIR [--set key=value]...``."""
-    import argparse
-
     parser = argparse.ArgumentParser(prog="python -m toy_tasks.language_model")
     parser.add_argument("text_folder", type=Path)
     parser.add_argument("-o", "--out", type=Path, required=True)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parsed = parser.parse_args(arguments)
-    print(train_language_model(config_from_settings(parsed.set), parsed.text_folder, parsed.out))
+    try:
+        config = config_from_settings(parsed.set)
+        folder = train_language_model(config, parsed.text_folder, parsed.out)
+    except WorkbenchError as error:
+        parser.exit(1, f"{error}\n")
+    sys.stdout.write(f"{folder}\n")
 
 
 if __name__ == "__main__":

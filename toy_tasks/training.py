@@ -28,6 +28,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -40,7 +41,10 @@ from workbench.errors import ConfigError, WorkbenchError
 LossAt = Callable[[nn.Module, torch.Generator], Float[Tensor, ""]]
 """Draw a batch from the generator and return its loss."""
 
-Measure = Callable[[nn.Module], dict[str, float]]
+Figures = dict[str, float | int]
+"""Named numbers of one step: a line of metrics.jsonl."""
+
+Measure = Callable[[nn.Module], Figures]
 """Figures to be noted at every checkpoint."""
 
 
@@ -77,7 +81,15 @@ class TrainingConfig:
     """Steps between two lines of metrics."""
 
     def __post_init__(self) -> None:
-        for name in ("n_steps", "lr", "grad_clip", "checkpoints_per_doubling", "save_every", "report_every"):
+        """Refuse values that cannot work."""
+        for name in (
+            "n_steps",
+            "lr",
+            "grad_clip",
+            "checkpoints_per_doubling",
+            "save_every",
+            "report_every",
+        ):
             _require(getattr(self, name) > 0, name, "be above 0", getattr(self, name))
         for name in ("decay_share", "final_lr_share", "beta1", "beta2"):
             _require(0 <= getattr(self, name) <= 1, name, "lie in [0, 1]", getattr(self, name))
@@ -97,13 +109,15 @@ class Progress:
 
     step: int
     n_steps: int
-    figures: dict[str, float]
+    figures: Figures
     seconds_left: float
 
 
 def report_to_stderr(progress: Progress) -> None:
     """Write one line of progress, with the time left."""
-    figures = "  ".join(f"{name} {value:.4g}" for name, value in progress.figures.items() if name != "step")
+    figures = "  ".join(
+        f"{name} {value:.4g}" for name, value in progress.figures.items() if name != "step"
+    )
     left = f"{progress.seconds_left / 60:.1f} min left"
     sys.stderr.write(f"step {progress.step}/{progress.n_steps}  {figures}  {left}\n")
     sys.stderr.flush()
@@ -119,13 +133,19 @@ def lr_at(step: int, config: TrainingConfig) -> float:
     left = config.n_steps - step
     if left >= decay_steps:
         return config.lr * warm
-    return config.lr * warm * (config.final_lr_share + (1 - config.final_lr_share) * left / decay_steps)
+    return (
+        config.lr
+        * warm
+        * (config.final_lr_share + (1 - config.final_lr_share) * left / decay_steps)
+    )
 
 
 def checkpoint_steps(config: TrainingConfig) -> list[int]:
-    """Return the numbers of updates after which weights are kept: 0, then a log scale, then the end."""
+    """Return after how many updates weights are kept: 0, a log scale, the end."""
     n_powers = math.floor(math.log2(config.n_steps) * config.checkpoints_per_doubling)
-    powers = {round(2 ** (power / config.checkpoints_per_doubling)) for power in range(n_powers + 1)}
+    powers = {
+        round(2 ** (power / config.checkpoints_per_doubling)) for power in range(n_powers + 1)
+    }
     return sorted({0, *powers, config.n_steps})
 
 
@@ -174,7 +194,11 @@ def train(
 
 
 def _update(
-    model: nn.Module, optimizer: torch.optim.Optimizer, loss_at: LossAt, config: TrainingConfig, step: int
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    loss_at: LossAt,
+    config: TrainingConfig,
+    step: int,
 ) -> float:
     """Make one update and return the loss before it."""
     for group in optimizer.param_groups:
@@ -185,8 +209,9 @@ def _update(
     norm = nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
     if not (torch.isfinite(loss) and torch.isfinite(norm)):
         raise TrainingError(
-            f"loss and gradient must stay finite; at step {step} the loss is {loss.item()} and the gradient norm "
-            f"{norm.item()}. Earlier checkpoints are kept; train again in a new folder with a lower lr."
+            f"loss and gradient must stay finite; at step {step} the loss is {loss.item()} and the "
+            f"gradient norm {norm.item()}. Earlier checkpoints are kept; train again in a new "
+            "folder with a lower lr."
         )
     optimizer.step()
     return loss.item()
@@ -195,7 +220,10 @@ def _update(
 def _make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
     trained = [weight for weight in model.parameters() if weight.requires_grad]
     groups = [
-        {"params": [weight for weight in trained if weight.ndim >= 2], "weight_decay": config.weight_decay},
+        {
+            "params": [weight for weight in trained if weight.ndim >= 2],
+            "weight_decay": config.weight_decay,
+        },
         {"params": [weight for weight in trained if weight.ndim < 2], "weight_decay": 0.0},
     ]
     if config.optimizer == "sgd":
@@ -205,7 +233,11 @@ def _make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Opt
 
 def _keep(model: nn.Module, step: int, out_dir: Path, log: "_Log", measure: Measure | None) -> None:
     """Write the weights of a scheduled step, and its figures."""
-    write_safetensors(weights_of(model), out_dir / "checkpoints" / f"step_{step:08d}.safetensors", {"step": str(step)})
+    write_safetensors(
+        weights_of(model),
+        out_dir / "checkpoints" / f"step_{step:08d}.safetensors",
+        {"step": str(step)},
+    )
     log.write(step, measure(model) if measure else {})
 
 
@@ -247,8 +279,8 @@ class _Log:
     def add(self, loss: float) -> None:
         self.losses.append(loss)
 
-    def write(self, step: int, measured: dict[str, float]) -> None:
-        figures: dict[str, float] = {"step": step, "lr": lr_at(max(step - 1, 0), self.config)}
+    def write(self, step: int, measured: Figures) -> None:
+        figures: Figures = {"step": step, "lr": lr_at(max(step - 1, 0), self.config)}
         if self.losses:
             figures["loss"] = sum(self.losses) / len(self.losses)
         figures |= measured
@@ -265,13 +297,17 @@ class _Log:
 
 def _drop_lines_after(path: Path, step: int) -> None:
     """Forget the figures of steps that will be made again; a torn last line goes too."""
-    kept = [json.dumps(line) + "\n" for line in read_metrics(path) if line["step"] <= step] if step else []
+    kept = (
+        [json.dumps(line) + "\n" for line in read_metrics(path) if line["step"] <= step]
+        if step
+        else []
+    )
     fresh = path.with_suffix(".part")
     fresh.write_text("".join(kept), encoding="utf-8")
-    os.replace(fresh, path)
+    fresh.replace(path)
 
 
-def read_metrics(path: Path) -> list[dict[str, float]]:
+def read_metrics(path: Path) -> list[Figures]:
     """Return the lines of a metrics file, also of one that is just being written."""
     if not path.exists():
         return []
@@ -299,24 +335,35 @@ def write_safetensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str
     """Write a file that is either whole or not there, also when the machine stops in between."""
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_suffix(".part")
-    save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, fresh, metadata)
+    save_file(
+        {name: tensor.detach().contiguous() for name, tensor in tensors.items()}, fresh, metadata
+    )
     with fresh.open("rb+") as file:
         os.fsync(file.fileno())
-    os.replace(fresh, path)
+    fresh.replace(path)
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return tensors, file.metadata() or {}
     except (SafetensorError, OSError) as error:
-        raise TrainingError(f"{path} must be a whole safetensors file; {error}. Remove it, or copy it again.") from error
+        raise TrainingError(
+            f"{path} must be a whole safetensors file; {error}. Remove it, or copy it again."
+        ) from error
 
 
 def _fill(targets: dict[str, Tensor], tensors: dict[str, Tensor], path: Path) -> None:
-    wrong = sorted(name for name in targets if name not in tensors or tensors[name].shape != targets[name].shape)
+    wrong = sorted(
+        name
+        for name in targets
+        if name not in tensors or tensors[name].shape != targets[name].shape
+    )
     if wrong:
-        raise TrainingError(f"{path} must fit the model; {wrong[0]} does not. Use the settings it was trained with.")
+        raise TrainingError(
+            f"{path} must fit the model; {wrong[0]} does not. Use the settings it was trained with."
+        )
     with torch.no_grad():
         for name, target in targets.items():
             target.copy_(tensors[name])
@@ -336,39 +383,49 @@ def _save_state(
         for key, value in optimizer.state.get(weight, {}).items():
             if isinstance(value, Tensor):
                 tensors[f"{key}/{name}"] = value
-    metadata = {"step": str(done), "settings": json.dumps(asdict(config)), "losses": json.dumps(losses)}
-    write_safetensors(tensors, out_dir / "resume.safetensors", metadata)
+    run = {"step": done, "settings": asdict(config), "losses": losses}
+    # one entry only: safetensors writes several in no fixed order, and runs are compared by bytes
+    write_safetensors(tensors, out_dir / "resume.safetensors", {"run": json.dumps(run)})
 
 
 def _resume(
     model: nn.Module, optimizer: torch.optim.Optimizer, config: TrainingConfig, out_dir: Path
 ) -> tuple[int, list[float]]:
-    """Take up the run that ``out_dir`` holds; return its updates and the losses not yet reported."""
+    """Take up the run in ``out_dir``; return its updates and the losses not yet reported."""
     out_dir.mkdir(parents=True, exist_ok=True)
     path = out_dir / "resume.safetensors"
     if not path.exists():
         return 0, []
     tensors, metadata = _read_safetensors(path)
-    done = int(metadata["step"])
-    _refuse_other_settings(json.loads(metadata["settings"]), config, done, path)
+    run = json.loads(metadata["run"])
+    _refuse_other_settings(run["settings"], config, run["step"], path)
     _fill({f"weight/{name}": weight for name, weight in weights_of(model).items()}, tensors, path)
     for name, weight in model.named_parameters():
-        state = {key.split("/")[0]: value for key, value in tensors.items() if key.split("/", 1)[1] == name}
+        state = {
+            key.split("/")[0]: value
+            for key, value in tensors.items()
+            if key.split("/", 1)[1] == name
+        }
         state.pop("weight")
         if state:
             optimizer.state[weight] = state
-    return done, json.loads(metadata["losses"])
+    return run["step"], run["losses"]
 
 
-def _refuse_other_settings(saved: dict[str, float], config: TrainingConfig, done: int, path: Path) -> None:
+def _refuse_other_settings(
+    saved: dict[str, Any], config: TrainingConfig, done: int, path: Path
+) -> None:
     """Allow another length as long as no learning rate so far would have been another."""
     free = ("n_steps", "save_every", "report_every")
     before = TrainingConfig(**{field.name: saved[field.name] for field in fields(config)})
     changed = [name for name in saved if name not in free and saved[name] != getattr(config, name)]
-    if done > config.n_steps or any(lr_at(step, before) != lr_at(step, config) for step in range(done)):
+    if done > config.n_steps or any(
+        lr_at(step, before) != lr_at(step, config) for step in range(done)
+    ):
         changed.append("n_steps")
     if changed:
         raise TrainingError(
-            f"a run is resumed with the settings it began with; {path} was made with {changed[0]}="
-            f"{saved[changed[0]]}, not {getattr(config, changed[0])}. Set it so, or choose another folder."
+            f"a run is resumed with the settings it began with; {path} was made with "
+            f"{changed[0]}={saved[changed[0]]}, not {getattr(config, changed[0])}. "
+            "Set it so, or choose another folder."
         )
