@@ -6,10 +6,13 @@ from workbench.errors import UnknownNameError
 
 _FOLDER = Path(__file__).parent / "assets" / "prompts"
 
-
-def builtin_names() -> list[str]:
-    """Names of the built-in datasets, sorted."""
-    return sorted(path.stem for path in _FOLDER.glob("*.jsonl"))
+BUILTIN = {
+    "code": "short Python programs, over 64 tokens each",
+    "natural": "English prose from four centuries, over 64 tokens each",
+    "short": "unfinished sentences about well-known facts",
+    "succession": "days, months, numbers, letters and ordinals in order",
+}
+"""What each built-in dataset holds."""
 
 
 def builtin_path(name: str) -> Path:
@@ -18,6 +21,6 @@ def builtin_path(name: str) -> Path:
     Raises:
         UnknownNameError: There is none of that name; the nearest is offered.
     """
-    if name not in builtin_names():
-        raise UnknownNameError("built-in dataset", name, builtin_names())
+    if name not in BUILTIN:
+        raise UnknownNameError("built-in dataset", name, BUILTIN)
     return _FOLDER / f"{name}.jsonl"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench import files
-from workbench.builtin import builtin_names, builtin_path
+from workbench.builtin import BUILTIN, builtin_path
 from workbench.errors import DataError
 from workbench.raw_prompts import RawPrompts, check_text, from_rows
 from workbench.token_ids import as_array, as_ids, split_batch
@@ -22,8 +22,7 @@ _TOKEN_KEYS = {"tokens", "input_ids", "attention_mask"}
 
 def dataset_names() -> dict[str, str]:
     """What ``--data`` accepts, with one line of help each."""
-    named = {f"builtin:{name}": "prompts that ship with the package" for name in builtin_names()}
-    return named | {
+    return {f"builtin:{name}": help for name, help in BUILTIN.items()} | {
         "random": "uniform token ids",
         "repeat": "one token id repeated, another one in each prompt",
         "FILE.txt": "prompts separated by blank lines; without blank lines, one a line",
