@@ -22,7 +22,7 @@ _TOKEN_KEYS = {"tokens", "input_ids", "attention_mask"}
 
 def dataset_names() -> dict[str, str]:
     """What ``--data`` accepts, with one line of help each."""
-    return {f"builtin:{name}": help for name, help in BUILTIN.items()} | {
+    return {f"builtin:{name}": holds for name, holds in BUILTIN.items()} | {
         "random": "uniform token ids",
         "repeat": "one token id repeated, another one in each prompt",
         "FILE.txt": "prompts separated by blank lines; without blank lines, one a line",
