@@ -122,12 +122,19 @@ class ModelSpec:
 Reduce = Callable[[Tensor], Any]
 """Applied to a site's activation where it is, inside the forward pass."""
 
-Reducers = Reduce | Mapping[str, Any] | None
-"""One reduction for every site, or one per site name (names left out are kept whole).
+Reducers = Reduce | Mapping[Any, Any] | None
+"""One reduction for every site, or one per ``Site`` or site name (those left out are kept whole).
 
 A reduction of ``pattern`` may be a ``workbench.attention.streaming.PatternStatistic`` (or a
 mapping of names to them): then the pattern is never made, only read block by block.
 """
+
+
+def reduction_for(site: Site, reduce: Reducers) -> Any:
+    """The reduction of one site: its own, else that of its name, else None (keep it whole)."""
+    if isinstance(reduce, Mapping):
+        return reduce.get(site, reduce.get(site.name))
+    return reduce
 
 
 @runtime_checkable  # the test suite checks annotations with isinstance

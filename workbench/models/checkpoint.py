@@ -64,7 +64,7 @@ def load_transformers(source: Source) -> tuple[Any, Any, Identity]:
 
 def identify(source: Source) -> Identity:
     """Name and revision, as far as they are known before loading."""
-    from workbench.provenance import folder_revision
+    from workbench.revisions import folder_revision
 
     if source.folder is None:
         return Identity(source.path, "")

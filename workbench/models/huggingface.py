@@ -32,7 +32,14 @@ from workbench.attention.interface import (
 from workbench.attention.streaming import PatternStatistic
 from workbench.errors import CapabilityError, ConfigError
 from workbench.interventions.files import as_intervention
-from workbench.models.base import ATTENTION_SITES, Captured, ModelSpec, Reducers, Site
+from workbench.models.base import (
+    ATTENTION_SITES,
+    Captured,
+    ModelSpec,
+    Reducers,
+    Site,
+    reduction_for,
+)
 from workbench.models.families import Family, family_of, w_o_heads
 from workbench.models.inputs import Inputs, prepare_inputs
 from workbench.models.memory import tell_pattern_memory
@@ -197,12 +204,12 @@ class HuggingFaceModel:
         reads = {}
         for site in sites:
             self._check_site(site)
-            by_name = isinstance(reduce, Mapping)
-            reads[site] = reduce.get(site.name) if isinstance(reduce, Mapping) else reduce
-            streams = isinstance(reads[site], PatternStatistic | Mapping)
-            if streams and site.name != "pattern":
-                hint = "" if by_name else "; give reduce={'pattern': ...}"
-                raise ConfigError(f"a pattern statistic reads the site pattern only; got {site}{hint}")
+            reads[site] = reduction_for(site, reduce)
+            if isinstance(reads[site], PatternStatistic | Mapping) and site.name != "pattern":
+                raise ConfigError(
+                    f"a pattern statistic reads the site pattern only; got {site}; give "
+                    "reduce={'pattern': ...}"
+                )
         return reads
 
     def _check_site(self, site: Site) -> None:
@@ -334,7 +341,8 @@ def make_spec(model: Any, family: Family, *, name: str, revision: str) -> ModelS
         4 * config.hidden_size,
     )
     return ModelSpec(
-        name=name or config.name_or_path or config.model_type,
+        # Only the last part of a path: results must not tell where a folder lies.
+        name=name or (config.name_or_path or config.model_type).rstrip("/").split("/")[-1],
         revision=revision,
         family=config.model_type,
         n_layers=config.num_hidden_layers,

@@ -1,26 +1,13 @@
 """``wb.load`` and ``wb.wrap``: from a name, a folder or somebody's object to a model."""
 
-from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 from workbench.errors import ConfigError, ModelError, UnknownNameError
 from workbench.models.base import ModelAdapter
+from workbench.models.names import resolve_model
 
 BACKENDS = ("hf", "transformer-lens", "nnsight")
 DTYPES = ("auto", "float32", "float16", "bfloat16")
-
-
-def demo_folder() -> Path:
-    """The folder of the embedded demo model."""
-    return Path(str(files("workbench") / "assets" / "demo"))
-
-
-def resolve_model(name: str) -> str:
-    """Turn ``demo`` and ``toy:DIR`` into a folder; other names pass."""
-    if name == "demo":
-        return str(demo_folder())
-    return name.removeprefix("toy:")
 
 
 def load(
@@ -113,5 +100,3 @@ def _refuse_nan(model: Any) -> None:
     if bad is not None:
         raise ModelError(f"weights must be finite; {bad} holds NaN or infinity; get an undamaged checkpoint")
 
-
-__all__ = ["BACKENDS", "demo_folder", "load", "resolve_model", "wrap"]

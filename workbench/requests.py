@@ -1,0 +1,96 @@
+"""A run as it is asked for, and the short way to its answer.
+
+What a result is kept under (``content_key``) is known only after a model's tokenizer has read the
+prompts. What was *asked* is known at once, from files and texts alone. The store remembers which
+key a request led to, so asking again finds the result without loading a model and without torch.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from workbench.discovery import probe_source
+from workbench.errors import ConfigError, UnknownNameError
+from workbench.models.names import resolve_model
+from workbench.provenance import environment, request_hash
+from workbench.raw_prompts import RawPrompts, raw_hash
+from workbench.revisions import folder_revision, resolve_hub_revision, tokenizer_hash
+
+if TYPE_CHECKING:
+    from workbench.result import Result
+    from workbench.store.results import Store
+
+CACHE_POLICIES = ("read", "refresh", "off")
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a run is done, beside the probe's own settings."""
+
+    seed: int = 0
+    backend: str = "hf"
+    revision: str | None = None
+    dtype: str = "auto"
+    device: str = "auto"
+    batch_size: int | None = None
+    """Prompts a forward pass; None: chosen from the sizes. Never changes the numbers."""
+    limit: int | None = None
+    """Only the first so many prompts."""
+    bos: str = "auto"
+    """``auto``: as the tokenizer does by itself; ``always``, ``never``."""
+    n_pos: int | None = None
+    """Cut prompts to so many tokens and leave shorter ones out; None: whole prompts."""
+    cache: str = "read"
+    """``read`` the store first; ``refresh``: compute and replace; ``off``: do not touch it."""
+
+    def __post_init__(self) -> None:
+        if self.cache not in CACHE_POLICIES:
+            raise UnknownNameError("cache policy", self.cache, CACHE_POLICIES)
+        if self.batch_size is not None and self.batch_size < 1:
+            raise ConfigError(f"batch_size must be at least 1; got {self.batch_size}")
+
+
+def request_of(
+    probe: str, model: str, raw: RawPrompts | None, options: Options, settings: Mapping[str, Any]
+) -> str | None:
+    """The request's hash, from files and texts alone; None when they do not suffice.
+
+    Args:
+        probe: Its name.
+        model: A folder, a hub id, ``demo`` or ``toy:DIR``.
+        raw: The prompts as they were found; None for probes that need none.
+        options: How the run is done.
+        settings: The probe's settings as they were given.
+
+    Raises:
+        ModelError: A folder that cannot be loaded.
+    """
+    source = probe_source(probe)
+    folder = Path(resolve_model(model))
+    is_folder = folder.is_dir()
+    revision = (
+        folder_revision(folder) if is_folder else resolve_hub_revision(model, options.revision)
+    )
+    if source is None or revision is None:
+        return None
+    how = asdict(options)
+    for name in ("batch_size", "cache", "device"):  # none of them changes the numbers
+        del how[name]
+    fields = {
+        "probe": [probe, hashlib.sha256(source.read_bytes()).hexdigest()],
+        "model": [model if not is_folder else folder.resolve().name, revision],
+        "tokenizer": tokenizer_hash(folder) if is_folder else None,
+        "data": None if raw is None else raw_hash(raw),
+        "options": how,
+        "settings": {name: str(value) for name, value in settings.items()},
+        "environment": environment(),
+    }
+    return request_hash(fields)
+
+
+def answer(store: "Store", request: str | None) -> "Result | None":
+    """The kept result of an earlier, equal request, or None."""
+    key = store.find_request(request) if request else None
+    return store.find(key) if key else None

@@ -1,0 +1,293 @@
+"""``wb.run``: the only place where probe, model, prompts, config and store meet.
+
+The key is looked up first, and a hit never loads the model.
+"""
+
+import dataclasses
+import hashlib
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from workbench.discovery import find_probe
+from workbench.errors import DataError, EngineError, StoreError
+from workbench.provenance import canonical_json, content_key, environment
+from workbench.raw_prompts import RawPrompts
+from workbench.registry import Probe
+from workbench.requests import Options, answer, request_of
+from workbench.settings import make_config
+from workbench.sources import read_source
+
+if TYPE_CHECKING:
+    from workbench.prompts import Prompts
+    from workbench.result import Result
+    from workbench.store.results import Store
+
+BATCH_BYTES = 256 << 20
+"""Working memory that an automatic batch size aims at."""
+
+
+def _silent(*_: Any) -> None:
+    """Report nothing."""
+
+
+@dataclass(frozen=True)
+class Reporter:
+    """Where a run tells what it does; nothing by default."""
+
+    progress: Callable[[int, int], None] = _silent
+    """(done, total)."""
+    message: Callable[[str], None] = _silent
+    """One line for people."""
+
+
+def run(
+    probe: str,
+    model: Any,
+    data: Any = None,
+    seed: int = 0,
+    store: Any = None,
+    *,
+    reporter: Reporter | None = None,
+    **settings: Any,
+) -> "Result":
+    """Run a probe on a model and prompts.
+
+    Args:
+        probe: Its name, e.g. ``"attention-sinks"``.
+        model: A model from ``wb.load`` or ``wb.wrap``, or its name.
+        data: Texts, tokens ``[batch pos]``, or what ``--data`` takes; see ``workbench.sources``.
+        seed: Of everything random.
+        store: A ``wb.Store`` or its folder, to keep and reuse the result; None: do neither.
+        reporter: Told about progress.
+        settings: The probe's settings, and the fields of ``workbench.requests.Options``
+            (``backend``, ``dtype``, ``limit``, ``n_pos``, ``batch_size``, ``cache``, ...).
+
+    Raises:
+        WorkbenchError: One of its children; see ``workbench.errors``.
+    """
+    reporter = reporter or Reporter()
+    names = {field.name for field in dataclasses.fields(Options)}
+    options = Options(seed=seed, **{key: settings.pop(key) for key in names & set(settings)})
+    place = _open_store(store, options)
+    raw = None if data is None else read_source(data, options.limit)
+    request = None
+    if place is not None and isinstance(model, str):
+        request = request_of(probe, model, raw, options, settings)
+        found = answer(place, request) if options.cache == "read" else None
+        if found is not None:
+            return found
+    job = _prepare(find_probe(probe), model, raw, options, settings, reporter)
+    return job.result(place, request)
+
+
+def _open_store(store: Any, options: Options) -> "Store | None":
+    from workbench.store.results import Store
+
+    if store is None or options.cache == "off":
+        return None
+    return Store(store) if isinstance(store, str | Path) else store  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class _Job:
+    """Everything a measurement needs, checked; nothing has run yet."""
+
+    probe: Probe
+    model: Any
+    config: Any
+    prompts: "Prompts | None"
+    options: Options
+    reporter: Reporter
+    identity: dict[str, Any]
+
+    @property
+    def key(self) -> str:
+        return content_key(self.identity)
+
+    def result(self, store: "Store | None", request: str | None) -> "Result":
+        """Find or compute the result, and keep it where a store is given."""
+        if store is None:
+            return self.compute()
+        found = self._find(store)
+        if found is None:
+            found = self._compute_once(store)
+        if request is not None:
+            store.remember_request(request, found.key)
+        return found
+
+    def _find(self, store: "Store") -> "Result | None":
+        return store.find(self.key) if self.options.cache == "read" else None
+
+    def _compute_once(self, store: "Store") -> "Result":
+        with store.lease(self.key):
+            # Somebody else may have finished it while we waited.
+            found = self._find(store)
+            if found is not None:
+                return found
+            return store.publish(self.compute(), replace=self.options.cache == "refresh")
+
+    def compute(self) -> "Result":
+        """Measure now."""
+        from workbench.result import Result
+
+        start = time.perf_counter()
+        measured = self._measure()
+        provenance = {
+            **self.identity,
+            "prompts": self._describe_prompts(),
+            "environment": environment(),
+            "device": str(getattr(self.model, "device", "cpu")),
+            "seconds": round(time.perf_counter() - start, 3),
+        }
+        result = Result.from_measurement(self.probe, measured, key=self.key, provenance=provenance)
+        _refuse_nothing_but_nan(result)
+        return result
+
+    def _measure(self) -> Any:
+        import torch
+
+        from workbench.context import Context
+
+        prompts = self.prompts
+        context = Context(
+            None if prompts is None else prompts.attention_mask,
+            self.options.seed,
+            self._batch_size(),
+            self.reporter.progress,
+            {} if prompts is None else prompts.labels,
+        )
+        tokens = torch.zeros(0, 0, dtype=torch.long) if prompts is None else prompts.tokens
+        return self.probe.measure(self.model, tokens, self.config, context)
+
+    def _batch_size(self) -> int | None:
+        if self.options.batch_size is not None or self.prompts is None:
+            return self.options.batch_size
+        spec, n_pos = self.model.spec, self.prompts.tokens.shape[1]
+        per_prompt = 4 * n_pos * (16 * spec.d_model + 4 * spec.d_mlp)
+        return max(1, BATCH_BYTES // per_prompt)
+
+    def _describe_prompts(self) -> dict[str, Any] | None:
+        from workbench.prompts import describe
+
+        return None if self.prompts is None else describe(self.prompts)
+
+
+def _prepare(
+    probe: Probe,
+    model: Any,
+    raw: RawPrompts | None,
+    options: Options,
+    settings: Mapping[str, Any],
+    reporter: Reporter,
+) -> _Job:
+    """Check everything that can be checked before the model is loaded, then load it."""
+    config = make_config(probe.config, settings, probe.name)
+    if raw is None and probe.needs_data:
+        raise DataError(
+            f"{probe.name} needs prompts; none were given; try --data builtin:natural, or give texts "
+            "or tokens as data"
+        )
+    from workbench.models.base import require
+    from workbench.models.load import load, wrap
+
+    if isinstance(model, str):
+        reporter.message(f"loading {model}")
+        model = load(model, options.backend, options.revision, options.dtype, options.device)
+    model = wrap(model)
+    require(model, probe.needs, f"probe {probe.name}")
+    prompts = None
+    if raw is not None and probe.needs_data:
+        prompts = _tokenise(raw, model, options, reporter)
+    identity = _identity(probe, model, config, prompts, options)
+    return _Job(probe, model, config, prompts, options, reporter, identity)
+
+
+def _tokenise(raw: RawPrompts, model: Any, options: Options, reporter: Reporter) -> "Prompts":
+    from workbench.prompts import tokenise
+
+    return tokenise(
+        raw,
+        model.tokenizer,
+        model.spec,
+        seed=options.seed,
+        bos=options.bos,
+        n_pos=options.n_pos,
+        report=reporter.message,
+    )
+
+
+def _identity(
+    probe: Probe, model: Any, config: Any, prompts: "Prompts | None", options: Options
+) -> dict[str, Any]:
+    """Everything that can change the numbers; its hash is the result's key."""
+    from workbench.prompts import tokens_hash
+    from workbench.revisions import tokenizer_hash
+
+    spec = model.spec
+    return {
+        "probe": probe.name,
+        "version": probe.version,
+        "config": asdict(config),
+        "model": spec.name,
+        "revision": spec.revision or weights_hash(model),
+        "family": spec.family,
+        "tokenizer": None if model.tokenizer is None else tokenizer_hash(model.tokenizer),
+        "bos": options.bos,
+        "padding": "right",
+        "dtype": model.dtype,
+        "backend": model.backend,
+        "attention": model.attention,
+        "tokens": None if prompts is None else tokens_hash(prompts),
+        "seed": options.seed,
+        "interventions": [describe_intervention(item) for item in model.interventions],
+    }
+
+
+def weights_hash(model: Any) -> str:
+    """Hash of the weights a model holds in memory, for objects that came without a revision."""
+    import torch
+
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        # Bytes as they are: numpy has no bfloat16.
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def describe_intervention(intervention: Any) -> dict[str, Any]:
+    """An active intervention as JSON data, tensors by their hash.
+
+    Raises:
+        StoreError: It is no dataclass, so nobody can tell two of them apart.
+    """
+    if not dataclasses.is_dataclass(intervention):
+        raise StoreError(
+            "an intervention must be a dataclass, so that results under it have a key; got "
+            f"{type(intervention).__name__}; make it a frozen dataclass"
+        )
+    described = {"type": type(intervention).__name__}
+    for field in dataclasses.fields(intervention):
+        value = getattr(intervention, field.name)
+        if hasattr(value, "numpy"):
+            value = hashlib.sha256(value.detach().cpu().float().numpy().tobytes()).hexdigest()
+        described[field.name] = value
+    canonical_json(described)
+    return described
+
+
+def _refuse_nothing_but_nan(result: "Result") -> None:
+    """A model that overflowed yields NaN everywhere: an error, never a result."""
+    import numpy as np
+
+    for name in result.arrays:
+        array = result.arrays[name]
+        if array.dtype.kind == "f" and array.size and not np.isfinite(array).any():
+            raise EngineError(
+                f"measurements must hold finite numbers; {name} of {result.probe} has none; the model "
+                "may have overflowed in half precision; try --dtype float32"
+            )
+
