@@ -27,7 +27,7 @@ import sys
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,6 +37,7 @@ from torch import Tensor
 
 from toy_tasks.training import Progress, TrainingConfig, report_to_stderr, train
 from workbench.errors import ConfigError, DataError, WorkbenchError
+from workbench.settings import check_settings, make_config, setting
 
 if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
@@ -77,64 +78,54 @@ CYCLIC = ("days", "day prefixes", "months", "month prefixes")
 class LanguageModelConfig:
     """Settings of a demo language model; the defaults made the one that is shipped."""
 
-    n_layers: int = 4
-    n_heads: int = 4
-    d_model: int = 128
-    n_ctx: int = 256
-    """Tokens of a training sequence, BOS included, and the longest input of the model."""
-    d_vocab: int = 2048
-    batch_size: int = 8
-    n_steps: int = 16000
-    lr: float = 3e-3
-    warmup_steps: int = 200
-    decay_share: float = 0.25
-    """Share of the steps, at the end, over which the learning rate falls to a twentieth."""
-    weight_decay: float = 0.1
-    beta2: float = 0.99
-    succession_share: float = 0.2
-    """Share of the training sequences drawn from generated succession text."""
-    copy_share: float = 0.08
-    """Share of the training sequences drawn from generated copying text."""
-    held_out_share: float = 0.04
-    """Share of every file, at its end, that is kept for measuring."""
-    exclude: str = ""
-    """Files of the text folder (or members, ``zip/member``) to leave out, ``*`` allowed, separated
-    by commas."""
-    seed: int = 0
+    n_layers: int = setting(4, "blocks", low=1.0)
+    n_heads: int = setting(4, "attention heads of a block", low=1.0)
+    d_model: int = setting(128, "width of the residual stream, a multiple of n_heads", low=1.0)
+    n_ctx: int = setting(256, "tokens of a training sequence, BOS included", low=64.0)
+    d_vocab: int = setting(2048, "tokens of the vocabulary", low=300.0)
+    batch_size: int = setting(8, "sequences of a step", low=1.0)
+    n_steps: int = setting(16000, "updates", low=1.0)
+    lr: float = setting(3e-3, "learning rate between warm-up and decay", low=0.0, exclusive=True)
+    warmup_steps: int = setting(200, "steps over which the learning rate rises", low=0.0)
+    decay_share: float = setting(
+        0.25,
+        "share of the steps, at the end, over which it falls to a twentieth",
+        low=0.0,
+        high=1.0,
+    )
+    weight_decay: float = setting(0.1, "pull of all matrices to zero", low=0.0)
+    beta2: float = setting(0.99, "memory of AdamW for the squared gradient", low=0.0, high=1.0)
+    succession_share: float = setting(
+        0.2, "share of the sequences cut from generated succession text", low=0.0, high=1.0
+    )
+    copy_share: float = setting(
+        0.08, "share of the sequences cut from generated copying text", low=0.0, high=1.0
+    )
+    held_out_share: float = setting(
+        0.04,
+        "share of every file, at its end, kept for measuring",
+        low=0.0,
+        high=0.5,
+        exclusive=True,
+    )
+    exclude: tuple[str, ...] = setting(
+        (), "files of the text folder, or zip/member, to leave out; * is allowed"
+    )
+    seed: int = setting(0, "seed of weights, batches and generated text", low=0.0)
 
     def __post_init__(self) -> None:
         """Refuse values that cannot work."""
-        for name in ("n_layers", "n_heads", "d_model", "batch_size", "n_steps"):
-            _require(getattr(self, name) >= 1, name, "be 1 or more", getattr(self, name))
-        _require(
-            self.d_model % self.n_heads == 0,
-            "d_model",
-            f"be a multiple of n_heads={self.n_heads}",
-            self.d_model,
-        )
-        _require(self.n_ctx >= 16, "n_ctx", "be 16 or more", self.n_ctx)
-        _require(
-            self.d_vocab >= 300,
-            "d_vocab",
-            "be 300 or more (256 bytes, 3 special tokens)",
-            self.d_vocab,
-        )
-        for name in ("succession_share", "copy_share"):
-            _require(0 <= getattr(self, name) <= 1, name, "lie in [0, 1]", getattr(self, name))
-        generated = self.succession_share + self.copy_share
-        _require(
-            generated <= 1,
-            "succession_share",
-            "leave the sum with copy_share at 1 or less",
-            generated,
-        )
-        _require(
-            0 < self.held_out_share < 0.5,
-            "held_out_share",
-            "lie between 0 and 0.5",
-            self.held_out_share,
-        )
-        self.training()
+        check_settings(self)
+        if self.d_model % self.n_heads:
+            raise ConfigError(
+                f"d_model must be a multiple of n_heads={self.n_heads}; got {self.d_model}. "
+                "Change one of them."
+            )
+        if self.succession_share + self.copy_share > 1:
+            raise ConfigError(
+                "succession_share and copy_share must leave room for the text; they sum to "
+                f"{self.succession_share + self.copy_share}. Lower one of them."
+            )
 
     def training(self) -> TrainingConfig:
         """Return the settings of the shared loop."""
@@ -150,15 +141,10 @@ class LanguageModelConfig:
         )
 
 
-def _require(holds: bool, name: str, must: str, got: object) -> None:
-    if not holds:
-        raise ConfigError(f"{name} must {must}; got {got!r}. Set another {name}.")
-
-
 # The text folder
 
 
-def read_text_folder(folder: Path, exclude: str = "") -> dict[str, str]:
+def read_text_folder(folder: Path, exclude: tuple[str, ...] = ()) -> dict[str, str]:
     """Return the text of every .txt, .json and .jsonl file by name, also gzipped or in a .zip.
 
     Of JSON the strings are taken: a list of them, or of objects (lines, in .jsonl) whose string
@@ -171,13 +157,12 @@ def read_text_folder(folder: Path, exclude: str = "") -> dict[str, str]:
         raise DataError(
             f"the text must be a folder; {folder} is not one. Give a folder of .txt or .jsonl."
         )
-    patterns = [pattern.strip() for pattern in exclude.split(",") if pattern.strip()]
     texts = {}
     for path in sorted(folder.iterdir()):
         wanted = [
             (name, data)
             for name, data in (_unpack(path) if path.is_file() else ())
-            if not any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
+            if not any(fnmatch.fnmatch(name, pattern) for pattern in exclude)
         ]
         text = "\n\n".join(plain_text(part) for name, data in wanted for part in _texts(name, data))
         if text.strip():
@@ -275,6 +260,10 @@ def series_run(rng: random.Random, name: str, n_items: int, *, backward: bool = 
     run = [items[(start + offset) % len(items)] for offset in range(n_items)]
     return run[::-1] if backward else run
 
+
+N_SUCCESSION_SNIPPETS = 45_000
+N_COPY_SNIPPETS = 8_000
+"""1.8 and 0.7 million tokens: a run sees each snippet a few times only."""
 
 SEPARATORS = (
     ",",
@@ -423,7 +412,7 @@ def _series_by_weight(texts: list[str]) -> list[str]:
 class TokenStreams:
     """What training sequences are cut from, with the share each stream has in a batch."""
 
-    streams: tuple[Int[Tensor, " pos"], ...]
+    streams: tuple[Int[Tensor, " _"], ...]
     shares: tuple[float, ...]
     bos: int
 
@@ -463,7 +452,7 @@ def split_held_out(texts: dict[str, str], share: float) -> tuple[str, str]:
 
 
 def held_out_rows(
-    tokens: Int[Tensor, " pos"], bos: int, n_rows: int, n_pos: int
+    tokens: Int[Tensor, " held_out"], bos: int, n_rows: int, n_pos: int
 ) -> Int[Tensor, "row pos"]:
     """Return evenly spread windows of held-out text, BOS first."""
     if len(tokens) < n_pos:
@@ -584,8 +573,12 @@ def train_language_model(
     training, held_out = split_held_out(
         read_text_folder(text_folder, config.exclude), config.held_out_share
     )
-    succession = generated_text(succession_snippet, training, n_snippets=45_000, seed=config.seed)
-    copying = generated_text(copy_snippet, training, n_snippets=8_000, seed=config.seed + 1)
+    succession = generated_text(
+        succession_snippet, training, n_snippets=N_SUCCESSION_SNIPPETS, seed=config.seed
+    )
+    copying = generated_text(
+        copy_snippet, training, n_snippets=N_COPY_SNIPPETS, seed=config.seed + 1
+    )
     tokenizer = train_tokenizer([training, succession[: len(training) // 10]], config.d_vocab)
     series = series_tokens(tokenizer)
     streams = TokenStreams(
@@ -653,21 +646,6 @@ def save_model(
     return folder
 
 
-def config_from_settings(settings: list[str]) -> LanguageModelConfig:
-    """Return a configuration from ``key=value`` words."""
-    kinds = {field.name: field.type for field in fields(LanguageModelConfig)}
-    values = {}
-    for setting in settings:
-        name, _, text = setting.partition("=")
-        if name not in kinds:
-            raise ConfigError(f"a setting must be one of {', '.join(kinds)}; got {name!r}.")
-        try:
-            values[name] = kinds[name](text)
-        except ValueError as error:
-            raise ConfigError(f"{name} must be {kinds[name].__name__}; got {text!r}.") from error
-    return LanguageModelConfig(**values)
-
-
 def main(arguments: list[str]) -> None:
     """Run ``python -m toy_tasks.language_model TEXT_FOLDER -o DIR [--set key=value]...``."""
     parser = argparse.ArgumentParser(prog="python -m toy_tasks.language_model")
@@ -675,8 +653,11 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("-o", "--out", type=Path, required=True)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parsed = parser.parse_args(arguments)
+    if any("=" not in word for word in parsed.set):
+        parser.error(f"--set takes key=value; got {' '.join(parsed.set)}")
     try:
-        config = config_from_settings(parsed.set)
+        settings = dict(word.split("=", 1) for word in parsed.set)
+        config = make_config(LanguageModelConfig, settings, "the language model")
         folder = train_language_model(config, parsed.text_folder, parsed.out)
     except WorkbenchError as error:
         parser.exit(1, f"{error}\n")

@@ -36,7 +36,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from workbench.errors import ConfigError, WorkbenchError
+from workbench.errors import WorkbenchError
+from workbench.settings import check_settings, setting
 
 LossAt = Callable[[nn.Module, torch.Generator], Float[Tensor, ""]]
 """Draw a batch from the generator and return its loss."""
@@ -56,51 +57,30 @@ class TrainingError(WorkbenchError):
 class TrainingConfig:
     """Settings of the loop; what the task needs beyond them is the task's own."""
 
-    n_steps: int = 1000
-    lr: float = 1e-3
-    """Learning rate between warm-up and decay."""
-    warmup_steps: int = 100
-    decay_share: float = 0.25
-    """Share of the steps, at the end, over which the learning rate falls; in [0, 1]."""
-    final_lr_share: float = 0.1
-    """Learning rate of the last step, as a share of ``lr``."""
-    optimizer: str = "adamw"
-    """``adamw`` or ``sgd``."""
-    beta1: float = 0.9
-    """Momentum of both optimisers."""
-    beta2: float = 0.99
-    weight_decay: float = 0.1
-    """Applied to matrices only; biases and gains are left alone."""
-    grad_clip: float = 1.0
-    """Largest gradient norm, over all parameters together."""
-    seed: int = 0
-    checkpoints_per_doubling: float = 2.0
-    save_every: int = 250
-    """Steps between two writings of the file to resume from."""
-    report_every: int = 100
-    """Steps between two lines of metrics."""
+    n_steps: int = setting(1000, "updates", low=1.0)
+    lr: float = setting(1e-3, "learning rate between warm-up and decay", low=0.0, exclusive=True)
+    warmup_steps: int = setting(100, "steps over which the learning rate rises", low=0.0)
+    decay_share: float = setting(
+        0.25, "share of the steps, at the end, over which it falls", low=0.0, high=1.0
+    )
+    final_lr_share: float = setting(0.1, "last learning rate, as a share of lr", low=0.0, high=1.0)
+    optimizer: str = setting("adamw", "method of descent", choices=("adamw", "sgd"))
+    beta1: float = setting(0.9, "momentum, of either method", low=0.0, high=1.0)
+    beta2: float = setting(0.99, "memory of the squared gradient (adamw)", low=0.0, high=1.0)
+    weight_decay: float = setting(
+        0.1, "pull to zero of matrices; gains and biases are free", low=0.0
+    )
+    grad_clip: float = setting(1.0, "largest norm of the whole gradient", low=0.0, exclusive=True)
+    seed: int = setting(0, "seed of the batches", low=0.0)
+    checkpoints_per_doubling: float = setting(
+        2.0, "checkpoints kept while the step doubles", low=0.0, exclusive=True
+    )
+    save_every: int = setting(250, "steps between two writings of the file to resume from", low=1.0)
+    report_every: int = setting(100, "steps between two lines of metrics", low=1.0)
 
     def __post_init__(self) -> None:
         """Refuse values that cannot work."""
-        for name in (
-            "n_steps",
-            "lr",
-            "grad_clip",
-            "checkpoints_per_doubling",
-            "save_every",
-            "report_every",
-        ):
-            _require(getattr(self, name) > 0, name, "be above 0", getattr(self, name))
-        for name in ("decay_share", "final_lr_share", "beta1", "beta2"):
-            _require(0 <= getattr(self, name) <= 1, name, "lie in [0, 1]", getattr(self, name))
-        for name in ("warmup_steps", "weight_decay", "seed"):
-            _require(getattr(self, name) >= 0, name, "be 0 or more", getattr(self, name))
-        _require(self.optimizer in ("adamw", "sgd"), "optimizer", "be adamw or sgd", self.optimizer)
-
-
-def _require(holds: bool, name: str, must: str, got: object) -> None:
-    if not holds:
-        raise ConfigError(f"{name} must {must}; got {got!r}. Set another {name}.")
+        check_settings(self)
 
 
 @dataclass(frozen=True)
@@ -205,7 +185,7 @@ def _update(
         group["lr"] = lr_at(step, config)
     optimizer.zero_grad()
     loss = loss_at(model, batch_generator(config.seed, step))
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]
     norm = nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
     if not (torch.isfinite(loss) and torch.isfinite(norm)):
         raise TrainingError(

@@ -285,6 +285,6 @@ def test_tied_weight_is_kept_once_and_restored_in_both_places(tmp_path: Path) ->
     ("name", "value"),
     [("n_steps", 0), ("lr", -1.0), ("decay_share", 1.5), ("seed", -1), ("optimizer", "lion")],
 )
-def test_impossible_setting_is_refused_with_what_to_do(name: str, value: object) -> None:
-    with pytest.raises(ValueError, match=f"{name} must .*; got .*Set another {name}"):
+def test_impossible_setting_is_refused(name: str, value: object) -> None:
+    with pytest.raises(ValueError, match=f"{name} must be .*; got {value}"):
         TrainingConfig(**{name: value})
