@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from workbench.errors import ConfigError, DataError
 from workbench.models.base import ModelSpec
-from workbench.prompts import describe, read_source, tokenise, tokens_hash
+from workbench.prompts import columns_hash, describe, read_source, tokenise, tokens_hash
 
 WORDS = ["<s>", "<unk>", "a", "b", "c", "d", "e", "f"]
 BOS = 0
@@ -115,6 +115,15 @@ def test_hash_is_the_documented_one():
     assert tokens_hash(make([[5, 6], [7]])) == by_hand
 
 
+def test_labels_and_rows_have_a_hash_of_their_own():
+    row = {"text": "a b", "items": ["a"]}
+    data = [["a b"], [row], [{**row, "items": ["b"]}], {"x": ["a b"]}, {"y": ["a b"]}]
+    prompts = [make(item, tiny_tokenizer()) for item in data]
+    assert len({tokens_hash(one) for one in prompts}) == 1
+    assert len({columns_hash(one) for one in prompts}) == 5
+    assert columns_hash(prompts[0]) is None
+
+
 # BOS
 
 
@@ -168,6 +177,11 @@ def test_n_pos_cuts_long_prompts_and_reports_the_short_ones_it_leaves_out():
     assert prompts.texts == ("a b c d", "c d e")
     assert prompts.n_left_out == 1
     assert said == ["1 of 3 prompts have fewer than 3 tokens and are left out"]
+
+
+def test_shortest_allowed_prompts_are_allowed():
+    assert make([[1, 2, 3]], min_pos=3).lengths == (3,)
+    assert make([[1, 2, 3]], n_pos=2, min_pos=2).lengths == (2,)
 
 
 def test_n_pos_lets_prompts_through_that_would_not_fit():

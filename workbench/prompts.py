@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from workbench.errors import ConfigError, DataError
+from workbench.encoding import Part, Request, encode
 from workbench.provenance import canonical_json
 from workbench.raw_prompts import RawPrompts, raw_hash
 from workbench.sources import dataset_names, read_source
@@ -18,6 +18,7 @@ from workbench.sources import dataset_names, read_source
 __all__ = [
     "Prompts",
     "RawPrompts",
+    "columns_hash",
     "dataset_names",
     "describe",
     "raw_hash",
@@ -25,10 +26,6 @@ __all__ = [
     "tokenise",
     "tokens_hash",
 ]
-
-BOS_POLICIES = ("auto", "always", "never")
-DRAWN_PROMPTS = 100
-DRAWN_TOKENS = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,39 +54,6 @@ class Prompts:
         if self.attention_mask is None:
             return (n_pos,) * n_prompts
         return tuple(map(int, self.attention_mask.sum(dim=1)))
-
-
-@dataclass(frozen=True)
-class _Request:
-    """What ``tokenise`` was asked for."""
-
-    tokenizer: Any
-    spec: Any
-    seed: int
-    bos: str
-    n_pos: int | None
-    min_pos: int
-
-    def check(self) -> None:
-        n_ctx, n_pos = self.spec.n_ctx, self.n_pos
-        if self.bos not in BOS_POLICIES:
-            raise ConfigError(f"bos must be one of {', '.join(BOS_POLICIES)}; got {self.bos!r}")
-        if n_pos is not None and not 1 <= n_pos <= n_ctx:
-            raise ConfigError(
-                f"n_pos must be between 1 and the {n_ctx} tokens that {self.spec.name} takes; "
-                f"got {n_pos}"
-            )
-        if n_pos is not None and n_pos < self.min_pos:
-            raise ConfigError(f"n_pos must be at least {self.min_pos} here; got {n_pos}")
-
-
-@dataclass
-class _Part:
-    """Prompts of one domain on their way: ids and the indices of those that are kept."""
-
-    raw: RawPrompts
-    ids: list[Any]
-    kept: list[int]
 
 
 def tokenise(  # the settings of a run, all by name
@@ -121,11 +85,11 @@ def tokenise(  # the settings of a run, all by name
             too short.
         ConfigError: An impossible ``bos`` or ``n_pos``.
     """
-    request = _Request(tokenizer, spec, seed, bos, n_pos, min_pos)
+    request = Request(tokenizer, spec, seed, bos, n_pos, min_pos)
     request.check()
     domains = raw.domains or {"": raw}
     parts = [
-        _prepare(part, request, index, f"{part.source} ({name})" if name else part.source)
+        encode(part, request, index, f"{part.source} ({name})" if name else part.source)
         for index, (name, part) in enumerate(domains.items())
     ]
     left_out = sum(len(part.ids) - len(part.kept) for part in parts)
@@ -135,111 +99,7 @@ def tokenise(  # the settings of a run, all by name
     return _pack(parts, raw, bos, left_out)
 
 
-def _prepare(raw: RawPrompts, request: _Request, index: int, where: str) -> _Part:
-    if raw.generated:
-        ids = _draw(raw, request, index)
-    elif raw.texts:
-        ids = _encode(raw.texts, request, where)
-    else:
-        ids = list(raw.ids)
-    ids = [_apply_bos(prompt, request, bool(raw.generated)) for prompt in ids]
-    for prompt, tokens in enumerate(ids):
-        _check_ids(tokens, request.spec, f"prompt {prompt} of {where}")
-    kept = _choose(ids, request, where)
-    return _Part(raw, [tokens[: request.n_pos] for tokens in ids], kept)
-
-
-def _draw(raw: RawPrompts, request: _Request, index: int) -> list[Any]:
-    """Draw ids uniformly over the vocabulary; ``repeat`` draws one id for each prompt."""
-    import torch  # a cached run never gets here
-
-    n_pos = request.n_pos or max(min(DRAWN_TOKENS, request.spec.n_ctx), request.min_pos)
-    shape = (raw.limit or DRAWN_PROMPTS, 1 if raw.generated == "repeat" else n_pos)
-    # The domain's index keeps two random domains from being the same prompts.
-    generator = torch.Generator().manual_seed(request.seed + index)
-    drawn = torch.randint(request.spec.d_vocab, shape, generator=generator)
-    return list(drawn.expand(-1, n_pos).numpy().copy())
-
-
-def _encode(texts: tuple[str, ...], request: _Request, where: str) -> list[Any]:
-    import numpy as np
-
-    if request.tokenizer is None:
-        raise DataError(
-            f"{request.spec.name} has no tokenizer, so its prompts must be token ids; {where} is "
-            "text; use a .safetensors with tokens, random or repeat"
-        )
-    encoded = request.tokenizer(
-        list(texts),
-        add_special_tokens=request.bos != "never",
-        padding=False,
-        truncation=False,
-        return_attention_mask=False,
-        return_token_type_ids=False,
-        verbose=False,  # it warns of long texts, which are refused below
-    )["input_ids"]
-    return [np.asarray(ids, dtype=np.int64) for ids in encoded]
-
-
-def _apply_bos(ids: Any, request: _Request, drawn: bool) -> Any:
-    import numpy as np
-
-    if request.bos == "auto":
-        return ids
-    bos = getattr(request.tokenizer, "bos_token_id", None)
-    begins = bos is not None and len(ids) > 0 and ids[0] == bos
-    if request.bos == "never":
-        # Drawn ids are uniform over the vocabulary; taking some off would change their law.
-        return ids[1:] if begins and not drawn else ids
-    if bos is None:
-        raise DataError(
-            f"bos=always needs a tokenizer with a BOS token; that of {request.spec.name} has "
-            "none; use bos=auto"
-        )
-    if begins:
-        return ids
-    # Drawn prompts keep their length: the BOS takes the place of the first id.
-    return np.concatenate([np.asarray([bos], dtype=np.int64), ids[1:] if drawn else ids])
-
-
-def _check_ids(ids: Any, spec: Any, where: str) -> None:
-    if not len(ids):
-        raise DataError(f"a prompt must have at least one token; {where} has none")
-    bad = ((ids < 0) | (ids >= spec.d_vocab)).nonzero()[0]
-    if len(bad):
-        raise DataError(
-            f"token ids must lie in 0 to {spec.d_vocab - 1}, the vocabulary of {spec.name}; "
-            f"{where} has {ids[bad[0]]} at position {bad[0]}; use this model's tokenizer"
-        )
-
-
-def _choose(ids: list[Any], request: _Request, where: str) -> list[int]:
-    """Indices of the prompts to keep: all, or with ``n_pos`` those that are long enough."""
-    lengths = [len(tokens) for tokens in ids]
-    n_ctx, n_pos, shortest = request.spec.n_ctx, request.n_pos, min(lengths)
-    if n_pos is not None:
-        if max(lengths) < n_pos:
-            raise DataError(
-                f"with n_pos={n_pos} a prompt must have {n_pos} tokens; the longest of the "
-                f"{len(ids)} of {where} has {max(lengths)}; choose a smaller n_pos or longer text"
-            )
-        return [index for index, length in enumerate(lengths) if length >= n_pos]
-    if shortest < request.min_pos:
-        raise DataError(
-            f"a prompt must have at least {request.min_pos} tokens here; prompt "
-            f"{lengths.index(shortest)} of {where} has {shortest}; leave it out or lengthen it"
-        )
-    for index, length in enumerate(lengths):
-        if length > n_ctx:
-            raise DataError(
-                f"a prompt must fit into the {n_ctx} tokens that {request.spec.name} takes; "
-                f"prompt {index} of {where} has {length}; shorten it, or cut all prompts with "
-                f"--set n_pos={n_ctx}"
-            )
-    return list(range(len(ids)))
-
-
-def _pack(parts: list[_Part], raw: RawPrompts, bos: str, left_out: int) -> Prompts:
+def _pack(parts: list[Part], raw: RawPrompts, bos: str, left_out: int) -> Prompts:
     ids = [part.ids[index] for part in parts for index in part.kept]
     tokens, mask = _pad(ids)
     labels: dict[str, tuple[str, ...]] = {}
@@ -252,7 +112,7 @@ def _pack(parts: list[_Part], raw: RawPrompts, bos: str, left_out: int) -> Promp
     return Prompts(tokens, mask, _gather(parts, "texts"), raw.source, labels, rows, bos, left_out)
 
 
-def _gather(parts: list[_Part], name: str) -> tuple[Any, ...] | None:
+def _gather(parts: list[Part], name: str) -> tuple[Any, ...] | None:
     """The kept texts or rows of all parts; None when a part has none."""
     if not all(getattr(part.raw, name) for part in parts):
         return None
@@ -282,6 +142,17 @@ def tokens_hash(prompts: Prompts) -> str:
     digest.update(np.ascontiguousarray(tokens * kept, dtype="<i8").tobytes())
     digest.update(np.ascontiguousarray(kept, dtype="u1").tobytes())
     return digest.hexdigest()
+
+
+def columns_hash(prompts: Prompts) -> str | None:
+    """SHA-256 of what prompts carry beside their tokens (labels, rows); None: nothing.
+
+    A probe that reads domains or items gives other numbers when these change and the tokens
+    do not, so a result's key needs both hashes.
+    """
+    if not prompts.labels and not prompts.rows:
+        return None
+    return hashlib.sha256(canonical_json([prompts.labels, prompts.rows])).hexdigest()
 
 
 def describe(prompts: Prompts) -> dict[str, Any]:

@@ -112,5 +112,5 @@ def raw_hash(raw: RawPrompts) -> str:
         return hashlib.sha256(canonical_json(["domains", parts])).hexdigest()
     if raw.generated:
         return hashlib.sha256(canonical_json([raw.generated, raw.limit])).hexdigest()
-    ids = [prompt.tolist() for prompt in raw.ids]
+    ids = [hashlib.sha256(prompt.astype("<i8").tobytes()).hexdigest() for prompt in raw.ids]
     return hashlib.sha256(canonical_json([raw.texts, ids, raw.rows])).hexdigest()
