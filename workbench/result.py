@@ -21,6 +21,9 @@ from workbench.settings import make_config
 from workbench.store.migrations import RESULT_SCHEMA
 from workbench.store.strict_json import jsonable
 
+Arrays = Mapping[str, Any]
+"""numpy arrays by name. Not written as such: a run-time check would read one from the disk."""
+
 SHORT_KEY = 12
 """Characters of a key that people are shown; any unique prefix of six is accepted."""
 
@@ -39,8 +42,8 @@ class Result:
         probe: str,
         version: int,
         config: Mapping[str, Any],
-        arrays: Mapping[str, np.ndarray],
-        metrics: Mapping[str, float],
+        arrays: Arrays,
+        metrics: Mapping[str, float | int],
         labels: Mapping[str, Any] | None = None,
         provenance: Mapping[str, Any] | None = None,
         path: Path | None = None,
@@ -198,11 +201,11 @@ class Result:
         """
         try:
             draw = discovery.find_figures(discovery.find_probe(self.probe))
+            return draw(self.measured)
         except ModuleNotFoundError as error:
             if (error.name or "").split(".")[0] != "plotly":
                 raise
             raise WorkbenchError(missing_package("a figure", "plotly", "view")) from error
-        return draw(self.measured)
 
     def save(self, path: str | Path) -> Path:
         """Write the result as .json, .csv, .parquet, .html, .png or .svg, by the suffix.

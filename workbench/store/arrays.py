@@ -13,8 +13,11 @@ from workbench.store.files import explained
 from workbench.store.record import ARRAYS, Record, missing_file
 
 
-class StoredArrays(Mapping[str, np.ndarray]):
-    """The arrays of a stored result, each read when asked for, after the file's checksum held."""
+class StoredArrays(Mapping[str, Any]):
+    """The arrays of a stored result, each read when asked for, after the file's checksum held.
+
+    The values are numpy arrays; typed so, a run-time check of types would read one of them.
+    """
 
     def __init__(
         self,

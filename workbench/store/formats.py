@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from workbench.errors import UnknownNameError, WorkbenchError
+from workbench.errors import WorkbenchError
 from workbench.result import SHORT_KEY, Result, missing_package
 from workbench.store.files import explained, replace_file
 from workbench.store.strict_json import jsonable, to_json
@@ -38,7 +38,7 @@ def save(result: Result, path: Path) -> None:
     """
     suffix = path.suffix.lower()
     if suffix not in FORMATS:
-        raise UnknownNameError("file format", suffix or path.name, FORMATS)
+        raise WorkbenchError(f"a result's file must end in {', '.join(FORMATS)}; got {path.name!r}")
     data = FORMATS[suffix](result)
     with explained("write", path):
         replace_file(path, data)

@@ -35,7 +35,7 @@ class Lease:
         folder: Path,
         key: str,
         *,
-        wait: float | None = None,
+        wait: float | int | None = None,
         published: Callable[[], bool] = lambda: False,
         report: Callable[[str], None] = lambda message: None,
         beat: float = BEAT_SECONDS,

@@ -11,7 +11,7 @@ import numpy as np
 import safetensors.numpy
 
 from workbench.errors import DamagedResultError, StoreError
-from workbench.result import Result
+from workbench.result import Arrays, Result
 from workbench.store.files import copy_durably, explained, sha256_of, sync_folder, write_durably
 from workbench.store.migrations import RESULT_SCHEMA, upgrade_document
 from workbench.store.strict_json import read_number, to_json
@@ -37,6 +37,10 @@ _TYPES = {
 
 class NewerResultError(StoreError):
     """A result written by a later version of the workbench: whole, but not for us to read."""
+
+
+class RemovedResultError(StoreError):
+    """A result that was there a moment ago and has been removed, whole, by someone else."""
 
 
 def is_key(text: str) -> bool:
@@ -78,7 +82,7 @@ class Record:
         """Compare one file with its checksum."""
         check_file(self.folder, self.key, name, self.files[name])
 
-    def to_result(self, *, cached: bool, arrays: Mapping[str, np.ndarray]) -> Result:
+    def to_result(self, *, cached: bool, arrays: Arrays) -> Result:
         """The result, its arrays still on disk."""
         document = self.document
         return Result(
@@ -98,7 +102,7 @@ class Record:
 def missing_file(folder: Path, key: str, name: str) -> StoreError:
     """What to raise for a file that is not there: damage, or a result that was removed."""
     if not folder.is_dir():
-        return StoreError(f"result {key} was removed while it was in use; run it again")
+        return RemovedResultError(f"result {key} was removed while it was in use; run it again")
     return DamagedResultError(f"result {key} must hold {name}; the file is missing")
 
 

@@ -9,14 +9,9 @@ A crash leaves either nothing or a whole result. A damaged result is reported, s
 treated as absent.
 """
 
-import contextlib
 import errno
-import os
-import secrets
-import shutil
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -24,40 +19,20 @@ from workbench.errors import DamagedResultError, StoreError
 from workbench.result import Result
 from workbench.store.arrays import StoredArrays
 from workbench.store.catalogue import Catalogue, Entry, entry_of, select
-from workbench.store.files import explained, fault, replace_file, sync_folder
+from workbench.store.files import explained, replace_file
 from workbench.store.lease import Lease
 from workbench.store.outcomes import Collected, Imported, Verified
 from workbench.store.record import (
-    NewerResultError,
     Record,
     is_key,
     is_safe_file_name,
-    read_record,
     write_record,
 )
+from workbench.store.shelf import Shelf, default_store_path
 
 Entries = list[Entry]  # inside Store, ``list`` is its method
 SHORTEST_PREFIX = 6
 _IN_THE_WAY = {errno.ENOTEMPTY, errno.EEXIST}
-
-
-def default_store_path() -> Path:
-    """``$WORKBENCH_HOME``, else the platform's folder for a program's data."""
-    if home := os.environ.get("WORKBENCH_HOME"):
-        return Path(home)
-    try:
-        user = Path.home()
-    except RuntimeError as error:
-        raise StoreError(
-            "the store needs a folder and no home directory was found; set WORKBENCH_HOME"
-        ) from error
-    if sys.platform == "darwin":
-        base = user / "Library" / "Application Support"
-    elif os.name == "nt":
-        base = Path(os.environ.get("LOCALAPPDATA") or user / "AppData" / "Local")
-    else:
-        base = Path(os.environ.get("XDG_DATA_HOME") or user / ".local" / "share")
-    return base / "interpretability-workbench"
 
 
 def _to_stderr(message: str) -> None:
@@ -80,9 +55,12 @@ class Store:
             StoreError: The path is a file.
         """
         self.path = (default_store_path() if path is None else Path(path)).expanduser().absolute()
-        if self.path.exists() and not self.path.is_dir():
+        with explained("read", self.path):
+            is_file = self.path.exists() and not self.path.is_dir()
+        if is_file:
             raise StoreError(f"the store {self.path} must be a folder; it is a file")
         self.report = report
+        self.shelf = Shelf(self.path, report)
         self.catalogue = Catalogue(self.path / "catalogue.sqlite", report)
 
     def __repr__(self) -> str:
@@ -90,14 +68,8 @@ class Store:
         return f"Store({str(self.path)!r})"
 
     def folder(self, key: str) -> Path:
-        """Where the result of a key is or would be.
-
-        Raises:
-            StoreError: Not a key; nothing else ever becomes a path.
-        """
-        if not is_key(key):
-            raise StoreError(f"a key must be 64 lower-case hex characters; got {key!r}")
-        return self.path / "results" / key[:2] / key
+        """Where the result of a key is or would be; see ``Shelf.folder``."""
+        return self.shelf.folder(key)
 
     # Reading
 
@@ -110,7 +82,7 @@ class Store:
             StoreError: It cannot be read, or a newer workbench wrote it.
         """
         try:
-            record = self.read(key, deep=True)
+            record = self.shelf.read(key, deep=True)
         except DamagedResultError as error:
             self.report(str(error))
             return None
@@ -128,7 +100,7 @@ class Store:
             DamagedResultError: It was damaged; it has been set aside.
         """
         key = self.resolve(key)
-        record = self.read(key, deep=False)
+        record = self.shelf.read(key, deep=False)
         if record is None:
             raise self.absent(key)
         return record.to_result(cached=True, arrays=self._arrays(record))
@@ -161,7 +133,7 @@ class Store:
         self, probe: str | None = None, model: str | None = None, limit: int | None = None
     ) -> Entries:
         """The results, the newest first; of one probe or one model if asked."""
-        stamps = self.stamps()
+        stamps = self.shelf.stamps()
         if not stamps:
             return []
         entries = self.catalogue.entries(stamps, self.entry, probe=probe, model=model, limit=limit)
@@ -170,47 +142,18 @@ class Store:
             entries = select(found, probe, model, limit)
         return entries
 
-    def stamps(self) -> dict[str, int]:
-        """When each result's directory was last changed (nanoseconds), by key."""
-        found = {}
-        with explained("read", self.path), contextlib.suppress(FileNotFoundError):
-            for shard in list(os.scandir(self.path / "results")):
-                if shard.is_dir():
-                    for folder in list(os.scandir(shard.path)):
-                        # gc and set_aside may take a directory away under our eyes.
-                        with contextlib.suppress(FileNotFoundError):
-                            if is_key(folder.name) and folder.is_dir():
-                                found[folder.name] = folder.stat().st_mtime_ns
-        return found
-
     def entry(self, key: str) -> Entry | None:
         """One line of the list, from the result itself; None (and a report) if it is no good."""
         try:
-            record = self.read(key, deep=False)
-        except (DamagedResultError, NewerResultError) as error:
+            record = self.shelf.read(key, deep=False)
+        except StoreError as error:
             self.report(str(error))
             return None
         return None if record is None else entry_of(record)
 
-    def read(self, key: str, *, deep: bool) -> Record | None:
-        """Read and check a result; a damaged one is set aside before its error goes on.
-
-        Args:
-            key: Which; all 64 characters.
-            deep: Check every byte, not only sizes and ``result.json``.
-        """
-        folder = self.folder(key)
-        try:
-            record = read_record(folder, key)
-            if record is not None and deep:
-                record.check_contents()
-        except DamagedResultError as error:
-            raise self.set_aside(key, error) from error
-        return record
-
     def _arrays(self, record: Record) -> StoredArrays:
         """Arrays that set the result aside when they turn out damaged."""
-        return StoredArrays(record, lambda error: self.set_aside(record.key, error))
+        return StoredArrays(record, lambda error: self.shelf.set_aside(record.key, error))
 
     def absent(self, key: str) -> StoreError:
         """What to raise when there is no result of a key."""
@@ -243,72 +186,15 @@ class Store:
                 )
         document = result.document()
         document["provenance"].setdefault("created", datetime.now(UTC).isoformat())
-        with explained("write", self.path), self.scratch(result.key) as scratch:
+        with explained("write", self.path), self.shelf.scratch(result.key) as scratch:
             write_record(scratch, document, result, files or {})
-            self.move_in(scratch, result.key, replace=replace)
-        record = self.read(result.key, deep=False)
+            self.shelf.move_in(scratch, result.key, replace=replace)
+        record = self.shelf.read(result.key, deep=False)
         if record is None:
             raise self.absent(result.key)
         return record.to_result(cached=False, arrays=self._arrays(record))
 
-    @contextlib.contextmanager
-    def scratch(self, name: str) -> Iterator[Path]:
-        """An empty directory on the store's filesystem, gone afterwards unless it was moved."""
-        path = self.path / "temp" / f"{name[:16]}-{os.getpid()}-{secrets.token_hex(8)}"
-        with explained("write", self.path):
-            path.mkdir(parents=True)
-        try:
-            fault("after-scratch")
-            yield path
-        finally:
-            shutil.rmtree(path, ignore_errors=True)
-
-    def move_in(self, scratch: Path, key: str, *, replace: bool = False) -> bool:
-        """Publish a finished directory by one rename; False when a whole result was there."""
-        folder = self.folder(key)
-        new_shard = not folder.parent.exists()
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        if new_shard:
-            sync_folder(folder.parent.parent)
-        fault("before-rename")
-        # Each round clears away what was in the way; a third can only be needed by a race.
-        for last in (False, False, True):
-            try:
-                scratch.rename(folder)
-                break
-            except OSError as error:
-                if error.errno not in _IN_THE_WAY or last:
-                    raise
-            if replace:
-                self.remove(key)
-            elif self.find(key) is not None:
-                return False
-        fault("after-rename")
-        sync_folder(folder.parent)
-        fault("after-publish")
-        return True
-
-    def remove(self, key: str) -> None:
-        """Take a result away; a reader sees all of it or none of it."""
-        with self.scratch(f"removed-{key}") as scratch, contextlib.suppress(FileNotFoundError):
-            self.folder(key).rename(scratch / key)
-
-    def set_aside(self, key: str, error: DamagedResultError) -> DamagedResultError:
-        """Move a damaged result to ``damaged/`` and return the error that says so."""
-        folder = self.folder(key)
-        aside = self.path / "damaged" / f"{key}-{time.time_ns():x}"
-        try:
-            aside.parent.mkdir(exist_ok=True)
-            folder.rename(aside)
-        except OSError:
-            return DamagedResultError(f"{error}; it is not used, and could not be moved away")
-        # Between check and rename another process may have put a whole result there.
-        if _is_whole(aside, key):
-            with contextlib.suppress(OSError):
-                aside.rename(folder)
-        return DamagedResultError(f"{error}; it was set aside in {aside}, compute it again")
-
-    def lease(self, key: str, *, wait: float | None = None) -> Lease:
+    def lease(self, key: str, *, wait: float | int | None = None) -> Lease:
         """A claim on a key for a ``with`` block, so that work is not done twice.
 
         Args:
@@ -354,7 +240,7 @@ class Store:
     def gc(
         self,
         *,
-        older_than: float | None = None,
+        older_than: float | int | None = None,
         keep_latest: int | None = None,
         damaged: bool = False,
         dry_run: bool = False,
@@ -384,13 +270,3 @@ class Store:
         from workbench.store.transfer import export
 
         return export(self, key, Path(target))
-
-
-def _is_whole(folder: Path, key: str) -> bool:
-    try:
-        record = read_record(folder, key)
-        if record is not None:
-            record.check_contents()
-    except StoreError:
-        return False
-    return record is not None

@@ -50,7 +50,7 @@ def import_from(store: Store, source: Path) -> Imported:
         raise StoreError(
             f"{source} must be a result's folder, a store, a .zip or a .tar; not found"
         )
-    with explained("import into", store.path), store.scratch("import") as scratch:
+    with explained("import into", store.path), store.shelf.scratch("import") as scratch:
         if source.is_dir():
             found = _find_results(source)
         else:
@@ -59,7 +59,7 @@ def import_from(store: Store, source: Path) -> Imported:
         if not found:
             raise StoreError(f"{source} must hold results (folders with a {MANIFEST}); none found")
         staged = [_stage(folder, scratch) for folder in found]
-        added = {path.name: store.move_in(path, path.name) for path in staged}
+        added = {path.name: store.shelf.move_in(path, path.name) for path in staged}
     return Imported(
         tuple(key for key, new in added.items() if new),
         tuple(key for key, new in added.items() if not new),
@@ -187,7 +187,7 @@ def export(store: Store, key: str, target: Path) -> Path:
     suffix = target.suffix.lower()
     if suffix not in ("", ".zip"):
         return store.get(key).save(target)
-    record = store.read(key, deep=True)
+    record = store.shelf.read(key, deep=True)
     if record is None:
         raise store.absent(key)
     names = [MANIFEST, *record.files]

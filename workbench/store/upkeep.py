@@ -24,9 +24,9 @@ def verify(store: Store) -> Verified:
     whole: list[str] = []
     damaged: dict[str, str] = {}
     unreadable: dict[str, str] = {}
-    for key in sorted(store.stamps()):
+    for key in sorted(store.shelf.stamps()):
         try:
-            if store.read(key, deep=True) is not None:
+            if store.shelf.read(key, deep=True) is not None:
                 whole.append(key)
         except DamagedResultError as error:
             damaged[key] = str(error)
@@ -38,7 +38,7 @@ def verify(store: Store) -> Verified:
 def collect(
     store: Store,
     *,
-    older_than: float | None = None,
+    older_than: float | int | None = None,
     keep_latest: int | None = None,
     damaged: bool = False,
     dry_run: bool = False,
@@ -74,7 +74,7 @@ def collect(
 
 
 def _due(
-    entries: list[Entry], older_than: float | None, keep_latest: int | None
+    entries: list[Entry], older_than: float | int | None, keep_latest: int | None
 ) -> Iterator[Entry]:
     """The results to remove; ``entries`` are the newest first."""
     if older_than is None and keep_latest is None:
@@ -98,7 +98,7 @@ def _remove(store: Store, key: str, dry_run: bool) -> bool:
         return False
     try:
         with explained("clean", store.path):
-            store.remove(key)
+            store.shelf.remove(key)
     finally:
         lease.release()
     return True

@@ -1,0 +1,166 @@
+"""The directories of a store: how a result gets in whole, and out whole, and nothing between."""
+
+import contextlib
+import errno
+import os
+import secrets
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from workbench.errors import DamagedResultError, StoreError
+from workbench.store.files import explained, fault, sync_folder
+from workbench.store.record import Record, RemovedResultError, is_key, read_record
+
+_IN_THE_WAY = {errno.ENOTEMPTY, errno.EEXIST}
+
+
+def default_store_path() -> Path:
+    """``$WORKBENCH_HOME``, else the platform's folder for a program's data."""
+    if home := os.environ.get("WORKBENCH_HOME"):
+        return Path(home)
+    try:
+        user = Path.home()
+    except RuntimeError as error:
+        raise StoreError(
+            "the store needs a folder and no home directory was found; set WORKBENCH_HOME"
+        ) from error
+    if sys.platform == "darwin":
+        base = user / "Library" / "Application Support"
+    elif os.name == "nt":
+        base = Path(os.environ.get("LOCALAPPDATA") or user / "AppData" / "Local")
+    else:
+        base = Path(os.environ.get("XDG_DATA_HOME") or user / ".local" / "share")
+    return base / "interpretability-workbench"
+
+
+class Shelf:
+    """Where results stand, one directory each, and the moves that crashes cannot tear apart."""
+
+    def __init__(self, path: Path, report: Callable[[str], None]) -> None:
+        """Choose the folder; nothing is written.
+
+        Args:
+            path: The store.
+            report: Told in one line about a damaged result that was in the way.
+        """
+        self.path = path
+        self._report = report
+
+    def folder(self, key: str) -> Path:
+        """Where the result of a key is or would be.
+
+        Raises:
+            StoreError: Not a key; nothing else ever becomes a path.
+        """
+        if not is_key(key):
+            raise StoreError(f"a key must be 64 lower-case hex characters; got {key!r}")
+        return self.path / "results" / key[:2] / key
+
+    def stamps(self) -> dict[str, int]:
+        """When each result's directory was last changed (nanoseconds), by key."""
+        found = {}
+        with explained("read", self.path), contextlib.suppress(FileNotFoundError):
+            for shard in list(os.scandir(self.path / "results")):
+                if shard.is_dir():
+                    for folder in list(os.scandir(shard.path)):
+                        # gc and set_aside may take a directory away under our eyes.
+                        with contextlib.suppress(FileNotFoundError):
+                            if is_key(folder.name) and folder.is_dir():
+                                found[folder.name] = folder.stat().st_mtime_ns
+        return found
+
+    def read(self, key: str, *, deep: bool) -> Record | None:
+        """Read and check a result; a damaged one is set aside before its error goes on.
+
+        Args:
+            key: Which; all 64 characters.
+            deep: Check every byte, not only sizes and ``result.json``.
+        """
+        folder = self.folder(key)
+        try:
+            with explained("read", folder):
+                record = read_record(folder, key)
+                if record is not None and deep:
+                    record.check_contents()
+        except RemovedResultError:
+            return None
+        except DamagedResultError as error:
+            raise self.set_aside(key, error) from error
+        return record
+
+    @contextlib.contextmanager
+    def scratch(self, name: str) -> Iterator[Path]:
+        """An empty directory on the store's filesystem, gone afterwards unless it was moved."""
+        path = self.path / "temp" / f"{name[:16]}-{os.getpid()}-{secrets.token_hex(8)}"
+        with explained("write", self.path):
+            path.mkdir(parents=True)
+        try:
+            fault("after-scratch")
+            yield path
+        finally:
+            shutil.rmtree(path, ignore_errors=True)
+
+    def move_in(self, scratch: Path, key: str, *, replace: bool = False) -> bool:
+        """Publish a finished directory by one rename; False when a whole result was there."""
+        folder = self.folder(key)
+        new_shard = not folder.parent.exists()
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        if new_shard:
+            sync_folder(folder.parent.parent)
+        fault("before-rename")
+        # Each round clears away what was in the way; a third can only be needed by a race.
+        for last in (False, False, True):
+            try:
+                scratch.rename(folder)
+                break
+            except OSError as error:
+                if error.errno not in _IN_THE_WAY or last:
+                    raise
+            if replace:
+                self.remove(key)
+            elif self._holds_whole(key):
+                return False
+        fault("after-rename")
+        sync_folder(folder.parent)
+        fault("after-publish")
+        return True
+
+    def _holds_whole(self, key: str) -> bool:
+        try:
+            return self.read(key, deep=True) is not None
+        except DamagedResultError as error:
+            self._report(str(error))
+            return False
+
+    def remove(self, key: str) -> None:
+        """Take a result away; a reader sees all of it or none of it."""
+        with self.scratch(f"removed-{key}") as scratch, contextlib.suppress(FileNotFoundError):
+            self.folder(key).rename(scratch / key)
+
+    def set_aside(self, key: str, error: DamagedResultError) -> DamagedResultError:
+        """Move a damaged result to ``damaged/`` and return the error that says so."""
+        folder = self.folder(key)
+        aside = self.path / "damaged" / f"{key}-{time.time_ns():x}"
+        try:
+            aside.parent.mkdir(exist_ok=True)
+            folder.rename(aside)
+        except OSError:
+            return DamagedResultError(f"{error}; it is not used, and could not be moved away")
+        # Between check and rename another process may have put a whole result there.
+        if _is_whole(aside, key):
+            with contextlib.suppress(OSError):
+                aside.rename(folder)
+        return DamagedResultError(f"{error}; it was set aside in {aside}, compute it again")
+
+
+def _is_whole(folder: Path, key: str) -> bool:
+    try:
+        record = read_record(folder, key)
+        if record is not None:
+            record.check_contents()
+    except StoreError:
+        return False
+    return record is not None
