@@ -23,6 +23,9 @@ from workbench.store.files import explained, replace_file
 from workbench.store.lease import Lease
 from workbench.store.outcomes import Collected, Imported, Verified
 from workbench.store.record import (
+    ARRAYS,
+    DOCUMENT,
+    MANIFEST,
     Record,
     is_key,
     is_safe_file_name,
@@ -32,7 +35,6 @@ from workbench.store.shelf import Shelf, default_store_path
 
 Entries = list[Entry]  # inside Store, ``list`` is its method
 SHORTEST_PREFIX = 6
-_IN_THE_WAY = {errno.ENOTEMPTY, errno.EEXIST}
 
 
 def _to_stderr(message: str) -> None:
@@ -180,9 +182,10 @@ class Store:
             StoreError: The folder cannot be written or the disk is full; nothing was changed.
         """
         for name in files or {}:
-            if not is_safe_file_name(name):
+            if name in (ARRAYS, DOCUMENT, MANIFEST) or not is_safe_file_name(name):
                 raise StoreError(
-                    f"a file of a result must be .safetensors, .json or text; got {name!r}"
+                    "a file beside a result must be a .safetensors, .json, .jsonl or .txt with a "
+                    f"name of its own; got {name!r}"
                 )
         document = result.document()
         document["provenance"].setdefault("created", datetime.now(UTC).isoformat())
