@@ -153,6 +153,14 @@ def test_bos_policy_holds_for_given_ids_too(bos, expected):
     assert prompts.tokens.tolist() == expected
 
 
+def test_never_adds_no_special_token_at_the_end_either():
+    tokenizer = tiny_tokenizer()
+    ending = processors.TemplateProcessing(single="<s> $A f", special_tokens=[("<s>", 0), ("f", 7)])
+    tokenizer.backend_tokenizer.post_processor = ending
+    assert make(["a"], tokenizer).tokens.tolist() == [[BOS, 2, 7]]
+    assert make(["a"], tokenizer, bos="never").tokens.tolist() == [[2]]
+
+
 def test_bos_that_the_tokenizer_lacks_is_refused():
     with pytest.raises(DataError, match="bos=always needs a tokenizer with a BOS token; that of"):
         make(["a"], tiny_tokenizer(bos_token=None), bos="always")
