@@ -1,5 +1,6 @@
 """The list is right with the catalogue, without it, and whatever state it is in."""
 
+import multiprocessing
 import shutil
 import sqlite3
 
@@ -34,6 +35,11 @@ def break_catalogue(store, monkeypatch, how):
     elif how == "a folder":
         store.catalogue.discard()
         path.mkdir()
+    elif how == "a senseless row":
+        connection = sqlite3.connect(path)
+        connection.execute("UPDATE results SET metrics = '[1' WHERE rowid = 2")
+        connection.commit()
+        connection.close()
     elif how == "newer":
         connection = sqlite3.connect(path)
         connection.execute("PRAGMA user_version = 99")
@@ -46,7 +52,7 @@ def break_catalogue(store, monkeypatch, how):
         monkeypatch.setattr(sqlite3, "connect", refuse)
 
 
-BROKEN = ["fine", "deleted", "garbage", "flipped", "a folder", "newer", "locked"]
+BROKEN = ["fine", "deleted", "garbage", "flipped", "a senseless row", "a folder", "newer", "locked"]
 
 
 @pytest.mark.parametrize("how", BROKEN)
@@ -79,6 +85,21 @@ def test_a_damaged_catalogue_works_again_afterwards(filled, reports, monkeypatch
     again = Store(filled.path, report=reports.append)
     assert len(again.list()) == 4
     assert len(reports) == 1
+
+
+def test_processes_that_list_a_store_for_the_first_time_do_not_disturb_each_other(filled):
+    fork = multiprocessing.get_context("fork")
+
+    def look():
+        # A report would come from an exception here: exit code 1.
+        assert len(Store(filled.path, report=pytest.fail).list()) == 4
+
+    workers = [fork.Process(target=look) for _ in range(6)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert [worker.exitcode for worker in workers] == [0] * 6
 
 
 def test_the_list_follows_what_is_added_removed_and_replaced(filled, make_result):

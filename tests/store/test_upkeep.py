@@ -1,6 +1,7 @@
 """Cleaning removes what it was told to, and never what somebody is working on."""
 
 import os
+import sqlite3
 
 import pytest
 from hypothesis import settings
@@ -70,6 +71,28 @@ def test_abandoned_claims_and_dead_requests_go(filled, make_result):
     assert set(filled.gc().leftovers) == {f"leases/{claim.name}", f"requests/bb/{'b' * 64}"}
     assert filled.find_request("a" * 64) == make_result(0).key
     assert filled.gc().leftovers == ()
+
+
+def test_pieces_of_files_that_killed_processes_left_go_once_they_are_old(filled):
+    filled.remember_request("a" * 64, filled.list()[0].key)
+    pieces = [filled.path / "requests/aa" / f".{'a' * 64}.1234.tmp", filled.path / "leases/.now-1"]
+    pieces[1].parent.mkdir(exist_ok=True)
+    for piece in pieces:
+        piece.touch()
+    assert filled.gc().leftovers == ()
+    for piece in pieces:
+        os.utime(piece, (1, 1))
+    assert {filled.path / name for name in filled.gc().leftovers} == set(pieces)
+    assert not any(piece.exists() for piece in pieces)
+
+
+def test_what_is_deleted_is_not_decided_by_the_catalogue(filled):
+    filled.list()
+    connection = sqlite3.connect(filled.catalogue.path)
+    connection.execute("UPDATE results SET created = '1999-01-01', probe = key")
+    connection.commit()
+    connection.close()
+    assert len(filled.gc(keep_latest=2).removed) == 3
 
 
 def test_a_negative_age_or_number_is_refused(store):

@@ -123,8 +123,10 @@ class Catalogue:
         connection = sqlite3.connect(self.path, isolation_level=None)
         try:
             connection.execute(f"PRAGMA busy_timeout = {BUSY_MILLISECONDS}")
-            # Readers and one writer at once; where the filesystem cannot, SQLite keeps its default.
-            connection.execute("PRAGMA journal_mode = WAL")
+            # Readers and one writer at once. Where the filesystem cannot, or another process is
+            # changing the mode right now, the mode that there is will do.
+            with contextlib.suppress(sqlite3.OperationalError):
+                connection.execute("PRAGMA journal_mode = WAL")
             if upgrade_catalogue(connection):
                 yield connection
             else:
@@ -191,7 +193,10 @@ def _query(
 
 
 def _metrics(text: str) -> dict[str, float]:
-    return {name: read_number(value) for name, value in json.loads(text).items()}
+    try:
+        return {name: read_number(value) for name, value in json.loads(text).items()}
+    except (AttributeError, TypeError, ValueError) as error:
+        raise sqlite3.DatabaseError(f"a row holds no metrics: {error}") from error
 
 
 def select(

@@ -118,7 +118,7 @@ class Lease:
     def _discard_stale(self) -> None:
         """Remove an abandoned claim, but not one that replaced it in the meantime."""
         abandoned = read_owner(self.path)
-        aside = self.path.with_suffix(f".{self._owner}")
+        aside = self.path.with_name(f".stale-{self._owner}")
         try:
             self.path.rename(aside)
         except FileNotFoundError:

@@ -1,6 +1,5 @@
 """Checking and cleaning a store: ``verify`` and ``gc``."""
 
-import contextlib
 import shutil
 import time
 from collections import Counter
@@ -9,10 +8,11 @@ from datetime import datetime
 from pathlib import Path
 
 from workbench.errors import ConfigError, DamagedResultError, StoreError
-from workbench.store.catalogue import Entry
+from workbench.store.catalogue import Entry, select
 from workbench.store.files import explained, folder_size_bytes
 from workbench.store.lease import is_stale
 from workbench.store.outcomes import Collected, Verified
+from workbench.store.record import is_key
 from workbench.store.results import Store
 
 UNFINISHED_SECONDS = 3600.0
@@ -57,7 +57,10 @@ def collect(
     if (older_than or 0) < 0 or (keep_latest or 0) < 0:
         raise ConfigError("older_than and keep_latest must be 0 or more")
     removed, leased, freed = [], [], 0
-    for entry in _due(store.list(), older_than, keep_latest):
+    # What is to be deleted is decided by the results themselves, not by the catalogue's copy.
+    found = [entry for key in store.shelf.stamps() if (entry := store.entry(key)) is not None]
+    entries = select(found, None, None, None)
+    for entry in _due(entries, older_than, keep_latest):
         if _remove(store, entry.key, dry_run):
             removed.append(entry.key)
             freed += entry.size_bytes
@@ -105,17 +108,14 @@ def _remove(store: Store, key: str, dry_run: bool) -> bool:
 
 
 def _leftovers(store: Store, damaged: bool) -> Iterator[Path]:
-    now = time.time()
-    for path in _children(store.path / "temp"):
-        with contextlib.suppress(FileNotFoundError):
-            if now - _last_change(path) > UNFINISHED_SECONDS:
-                yield path
+    yield from filter(_is_unfinished, _children(store.path / "temp"))
     for path in _children(store.path / "leases"):
-        if path.suffix == ".json" and is_stale(path):
+        if is_stale(path) if is_key(path.stem) else _is_unfinished(path):
             yield path
     for shard in _children(store.path / "requests"):
         for path in _children(shard):
-            if store.find_request(path.name) is None:
+            dead = is_key(path.name) and store.find_request(path.name) is None
+            if dead or (not is_key(path.name) and _is_unfinished(path)):
                 yield path
     if damaged:
         yield from _children(store.path / "damaged")
@@ -125,8 +125,13 @@ def _children(folder: Path) -> list[Path]:
     return sorted(folder.iterdir()) if folder.is_dir() else []
 
 
-def _last_change(path: Path) -> float:
-    return max(part.lstat().st_mtime for part in (path, *path.rglob("*")))
+def _is_unfinished(path: Path) -> bool:
+    """Whether nothing in a file or folder has changed for so long that its writer is dead."""
+    try:
+        last = max(part.lstat().st_mtime for part in (path, *path.rglob("*")))
+    except FileNotFoundError:
+        return False
+    return time.time() - last > UNFINISHED_SECONDS
 
 
 def _delete(path: Path) -> None:
