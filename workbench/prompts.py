@@ -139,7 +139,7 @@ def tokens_hash(prompts: Prompts) -> str:
     mask = prompts.attention_mask
     kept = np.ones_like(tokens) if mask is None else mask.cpu().numpy()
     digest = hashlib.sha256(canonical_json(list(tokens.shape)))
-    digest.update(np.ascontiguousarray(tokens * kept, dtype="<i8").tobytes())
+    digest.update(np.ascontiguousarray(tokens, dtype="<i8").tobytes())
     digest.update(np.ascontiguousarray(kept, dtype="u1").tobytes())
     return digest.hexdigest()
 
