@@ -20,6 +20,7 @@ While it trains, every checkpoint notes
 import argparse
 import fnmatch
 import gzip
+import hashlib
 import json
 import random
 import re
@@ -208,7 +209,9 @@ def _texts(name: str, data: bytes) -> Iterator[str]:
                 _text_of(json.loads(line), name) for line in text.splitlines() if line.strip()
             )
         else:
-            yield from (_text_of(entry, name) for entry in json.loads(text))
+            whole = json.loads(text)
+            entries = whole if isinstance(whole, list) else [whole]
+            yield from (_text_of(entry, name) for entry in entries)
     except json.JSONDecodeError as error:
         raise DataError(f"{name} must be JSON; {error}. Mend or exclude it.") from error
 
@@ -464,13 +467,8 @@ def held_out_rows(
     return torch.cat([torch.full((n_rows, 1), bos), windows], dim=1)
 
 
-@torch.no_grad()
 def language_loss(model: "GPT2LMHeadModel", tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, ""]:
-    """Return the mean loss of predicting positions 1, 2, ..."""
-    return _loss(model, tokens)
-
-
-def _loss(model: "GPT2LMHeadModel", tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, ""]:
+    """Return the mean loss, in nats, of predicting positions 1, 2, ..."""
     logits = model(tokens, use_cache=False).logits[:, :-1]
     return torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
 
@@ -536,6 +534,7 @@ def ov_circuits(model: "GPT2LMHeadModel") -> Float[Tensor, "layer head d_model d
     return torch.stack(circuits)
 
 
+@torch.no_grad()
 def measured_figures(
     model: "GPT2LMHeadModel", rows: Int[Tensor, "row pos"], series: dict[str, list[int]]
 ) -> dict[str, float]:
@@ -558,6 +557,37 @@ def measured_figures(
 # The whole run
 
 
+@dataclass(frozen=True)
+class PreparedText:
+    """What a run is trained and measured on."""
+
+    tokenizer: "PreTrainedTokenizerFast"
+    streams: TokenStreams
+    held_out: Int[Tensor, "row pos"]
+
+
+def prepare_text(config: LanguageModelConfig, text_folder: Path) -> PreparedText:
+    """Read the folder, generate the rest, and train the tokenizer on both."""
+    texts = read_text_folder(text_folder, config.exclude)
+    natural, held_out = split_held_out(texts, config.held_out_share)
+    succession = generated_text(
+        succession_snippet, natural, n_snippets=N_SUCCESSION_SNIPPETS, seed=config.seed
+    )
+    copying = generated_text(
+        copy_snippet, natural, n_snippets=N_COPY_SNIPPETS, seed=config.seed + 1
+    )
+    tokenizer = train_tokenizer([natural, succession[: len(natural) // 10]], config.d_vocab)
+    bos = tokenizer.bos_token_id
+    generated = (config.succession_share, config.copy_share)
+    streams = TokenStreams(
+        tuple(encode(tokenizer, text) for text in (natural, succession, copying)),
+        (1 - sum(generated), *generated),
+        bos,
+    )
+    rows = held_out_rows(encode(tokenizer, held_out), bos, 64, config.n_ctx)
+    return PreparedText(tokenizer, streams, rows)
+
+
 def train_language_model(
     config: LanguageModelConfig,
     text_folder: Path,
@@ -570,43 +600,39 @@ def train_language_model(
     Returns:
         The folder with the finished model and its tokenizer, in the transformers format.
     """
-    training, held_out = split_held_out(
-        read_text_folder(text_folder, config.exclude), config.held_out_share
-    )
-    succession = generated_text(
-        succession_snippet, training, n_snippets=N_SUCCESSION_SNIPPETS, seed=config.seed
-    )
-    copying = generated_text(
-        copy_snippet, training, n_snippets=N_COPY_SNIPPETS, seed=config.seed + 1
-    )
-    tokenizer = train_tokenizer([training, succession[: len(training) // 10]], config.d_vocab)
-    series = series_tokens(tokenizer)
-    streams = TokenStreams(
-        tuple(encode(tokenizer, text) for text in (training, succession, copying)),
-        (
-            1 - config.succession_share - config.copy_share,
-            config.succession_share,
-            config.copy_share,
-        ),
-        tokenizer.bos_token_id,
-    )
-    rows = held_out_rows(encode(tokenizer, held_out), tokenizer.bos_token_id, 64, config.n_ctx)
-    model = make_model(config, tokenizer)
-    out_dir.mkdir(parents=True, exist_ok=True)
-    (out_dir / "settings.json").write_text(
-        json.dumps(asdict(config), indent=1) + "\n", encoding="utf-8"
-    )
+    text = prepare_text(config, text_folder)
+    series = series_tokens(text.tokenizer)
+    model = make_model(config, text.tokenizer)
+    _note_settings(config, text.streams, out_dir)
     train(
         model,
-        lambda model, generator: _loss(
-            model, streams.batch(config.batch_size, config.n_ctx, generator)
+        lambda model, generator: language_loss(
+            model, text.streams.batch(config.batch_size, config.n_ctx, generator)
         ),
         config.training(),
         out_dir,
-        measure=lambda model: measured_figures(model, rows, series),
+        measure=lambda model: measured_figures(model, text.held_out, series),
         progress=progress,
     )
-    return save_model(model, tokenizer, out_dir / "model")
+    return save_model(model, text.tokenizer, out_dir / "model")
+
+
+def _note_settings(config: LanguageModelConfig, streams: TokenStreams, out_dir: Path) -> None:
+    """Keep settings and a hash of the text beside the run; refuse to resume it with others."""
+    digest = hashlib.sha256()
+    for stream in streams.streams:
+        digest.update(stream.numpy().tobytes())
+    noted = {**asdict(config), "exclude": list(config.exclude), "text_sha256": digest.hexdigest()}
+    path = out_dir / "settings.json"
+    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else noted
+    changed = [name for name in noted if noted[name] != before.get(name) and name != "n_steps"]
+    if changed:
+        raise ConfigError(
+            f"a run is resumed with what it began with; {path} has {changed[0]}="
+            f"{before.get(changed[0])!r}, not {noted[changed[0]]!r}. Choose another folder."
+        )
+    out_dir.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(noted, indent=1) + "\n", encoding="utf-8")
 
 
 def make_model(
@@ -641,6 +667,7 @@ def save_model(
     """Write a folder that ``from_pretrained`` reads."""
     model.eval()
     model.config.activation_function = "gelu_new"
+    tokenizer.model_max_length = model.config.n_positions
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

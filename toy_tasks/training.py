@@ -395,8 +395,8 @@ def _resume(
 def _refuse_other_settings(
     saved: dict[str, Any], config: TrainingConfig, done: int, path: Path
 ) -> None:
-    """Allow another length as long as no learning rate so far would have been another."""
-    free = ("n_steps", "save_every", "report_every")
+    """Allow another schedule as long as no learning rate so far would have been another."""
+    free = ("n_steps", "decay_share", "final_lr_share", "save_every", "report_every")
     before = TrainingConfig(**{field.name: saved[field.name] for field in fields(config)})
     changed = [name for name in saved if name not in free and saved[name] != getattr(config, name)]
     if done > config.n_steps or any(
