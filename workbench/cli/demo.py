@@ -1,0 +1,102 @@
+"""``workbench demo``: the main job on the embedded model, without a network."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from workbench.cli.console import message, number_text, print_table, reporting
+from workbench.cli.report import write_report
+from workbench.errors import CapabilityError, ConfigError, DataError
+
+if TYPE_CHECKING:
+    from workbench.registry import Probe
+    from workbench.result import Result
+
+N_POS = 64
+"""Tokens of a prompt, as in the attention-sinks paper."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How the demo runs one probe."""
+
+    data: Any
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+RECIPES: dict[str, tuple[Recipe, ...]] = {
+    "attention-sinks": (
+        Recipe("builtin:natural", {"n_pos": N_POS}),
+        Recipe("builtin:natural", {"n_pos": N_POS, "inputs": "random"}),
+        Recipe("builtin:natural", {"n_pos": N_POS, "inputs": "repeat"}),
+    ),
+    "active-dormant": (
+        Recipe({"prose": "builtin:natural", "code": "builtin:code"}, {"n_pos": N_POS}),
+    ),
+}
+"""Probes for which the plain recipe is not the best one."""
+
+
+def demo_command(
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="DIR", help="Folder of results and report.")
+    ] = Path("demo"),
+    model: Annotated[
+        str, typer.Option("--model", "-m", metavar="M", help="Another model than the embedded one.")
+    ] = "demo",
+) -> None:
+    """Run every probe on the embedded model, offline.
+
+    Results go to DIR/store, figures to DIR/report.html. A second run finds everything there.
+    """
+    if output.exists() and not output.is_dir():
+        raise ConfigError(f"-o must be a folder; {output} is a file; choose another name")
+    from workbench.discovery import load_probes
+
+    rows = []
+    with reporting("auto") as reporter:
+        for probe in load_probes():
+            for result in _run_probe(probe, model, output / "store", reporter):
+                rows.append(_row(result))
+    report = write_report(output / "store", output / "report.html", "What the demo found")
+    print_table(("probe", "settings", "prompts", "what it found", "key"), rows)
+    message(f"\nreport: {report}")
+    message(f"next: open {report} in a browser")
+    message(f"      workbench results list --store {output / 'store'}")
+    message("      workbench run attention-sinks --model gpt2 --data my.txt")
+
+
+def _run_probe(probe: "Probe", model: str, store: Path, reporter: Any) -> Iterator["Result"]:
+    from workbench.run import run
+
+    plain = (Recipe("builtin:natural", {"n_pos": N_POS}) if probe.needs_data else Recipe(None),)
+    for recipe in RECIPES.get(probe.name, plain):
+        reporter.message(f"{probe.name} on {model}")
+        try:
+            yield run(
+                probe.name, model, recipe.data, store=store, reporter=reporter, **recipe.settings
+            )
+        except (DataError, CapabilityError) as error:
+            # A probe that wants other data than ours is no failure of the demo.
+            reporter.message(f"{probe.name} was left out: {error}")
+
+
+def _row(result: "Result") -> tuple[str, str, str, str, str]:
+    from workbench.result import SHORT_KEY
+
+    defaults = _defaults(result.probe)
+    changed = [f"{k}={v}" for k, v in result.config.items() if v != defaults.get(k)]
+    numbers = [f"{name} {number_text(value)}" for name, value in result.metrics().items()]
+    source = (result.provenance.get("prompts") or {}).get("source", "")
+    return result.probe, ", ".join(changed), source, ", ".join(numbers), result.key[:SHORT_KEY]
+
+
+def _defaults(probe: str) -> dict[str, Any]:
+    import dataclasses
+
+    from workbench.discovery import find_probe
+
+    return dataclasses.asdict(find_probe(probe).config())

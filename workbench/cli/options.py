@@ -1,0 +1,133 @@
+"""Options that several commands share, and what is read from their texts."""
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from workbench.errors import ConfigError, UnknownNameError
+
+ModelName = Annotated[
+    str,
+    typer.Option("--model", "-m", metavar="M", help="A hub id, a local folder, demo or toy:DIR."),
+]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting; repeat for more.")
+]
+Backend = Annotated[str, typer.Option(metavar="B", help="hf, transformer-lens or nnsight.")]
+Revision = Annotated[
+    str | None, typer.Option(metavar="R", help="Branch, tag or commit on the hub.")
+]
+Dtype = Annotated[
+    str, typer.Option(metavar="T", help="auto (the checkpoint's), float32, float16 or bfloat16.")
+]
+Device = Annotated[str, typer.Option(metavar="D", help="auto, cpu, cuda or cuda:N.")]
+StoreFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "--store",
+        metavar="DIR",
+        help="The store; default: $WORKBENCH_HOME, else the platform's user-data folder.",
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+
+def read_settings(pairs: Sequence[str] | None) -> dict[str, str]:
+    """Read ``key=value`` texts; dashes in a key count as underscores, the last one of a key wins.
+
+    Raises:
+        BadParameter: A text without a key or without ``=``.
+    """
+    settings = {}
+    for pair in pairs or ():
+        name, equals, value = pair.partition("=")
+        if not equals or not name.strip():
+            raise typer.BadParameter(f"--set takes key=value; got {pair!r}")
+        settings[name.strip().replace("-", "_")] = value.strip()
+    return settings
+
+
+def read_data(values: Sequence[str] | None) -> Any:
+    """Read ``--data``: one source, or ``NAME=SOURCE`` for each domain (then a dict).
+
+    Raises:
+        BadParameter: Several sources without names, or a name twice.
+    """
+    if not values:
+        return None
+    named = [re.fullmatch(r"([\w.-]+)=(.+)", value) for value in values]
+    # A file may have "=" in its name.
+    if len(values) == 1 and (named[0] is None or Path(values[0]).exists()):
+        return values[0]
+    domains = {match[1]: match[2] for match in named if match}
+    if len(domains) < len(values):
+        raise typer.BadParameter(
+            "several --data must each have a name of their own: --data NAME=FILE --data OTHER=FILE"
+        )
+    return domains
+
+
+def read_batch_size(text: str) -> int | None:
+    """Read ``auto`` (None) or a number.
+
+    Raises:
+        ConfigError: Neither.
+    """
+    if text == "auto":
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise ConfigError(f"batch size must be auto or at least 1; got {text!r}")
+    return int(text)
+
+
+def split_settings(settings: dict[str, str]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Part the fields of ``Options`` (read as their type) from the probe's own settings."""
+    import dataclasses
+
+    from workbench.requests import Options
+    from workbench.settings import make_config
+
+    names = {field.name for field in dataclasses.fields(Options)} & set(settings)
+    own = {name: value for name, value in settings.items() if name not in names}
+    texts = {name: settings[name] for name in names}
+    if texts.get("batch_size") == "auto":
+        texts["batch_size"] = "none"
+    options = make_config(Options, texts, "run")
+    return {name: getattr(options, name) for name in names}, own
+
+
+def offer_nearest(probe: str, settings: Iterable[str]) -> None:
+    """Refuse a setting that is neither the probe's nor the run's, offering both kinds.
+
+    Raises:
+        UnknownNameError: The probe, or the first setting that does not exist.
+    """
+    import dataclasses
+
+    from workbench.discovery import find_probe
+    from workbench.requests import Options
+
+    classes = (find_probe(probe).config, Options)
+    known = {field.name for kind in classes for field in dataclasses.fields(kind)}
+    for name in settings:
+        if name not in known:
+            raise UnknownNameError(f"setting of {probe}", name, known)
+
+
+def check_output(path: Path | None) -> None:
+    """Refuse a place that cannot be written before anything is computed.
+
+    Raises:
+        ConfigError: The folder is missing, or the path is a folder.
+    """
+    if path is None:
+        return
+    if path.is_dir():
+        raise ConfigError(f"-o must be a file; {path} is a folder; add a file name")
+    if not path.parent.is_dir():
+        raise ConfigError(
+            f"the folder of -o must exist; there is no {path.parent}; make it, or choose another"
+        )

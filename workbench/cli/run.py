@@ -1,0 +1,215 @@
+"""``workbench run``: one probe on one model."""
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+from workbench.cli import options as given
+from workbench.cli.console import message, print_json, print_metrics, reporting
+from workbench.errors import ConfigError, UnknownNameError
+
+if TYPE_CHECKING:
+    from workbench.result import Result
+
+
+class RunCommand(TyperCommand):
+    """Adds the settings of a probe to the help when the probe is named before ``--help``."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Note the probe before the library meets ``--help``."""
+        first = next((word for word in args if word != "--help"), "-")
+        ctx.meta["workbench.probe"] = None if first.startswith("-") else first
+        return super().parse_args(ctx, args)
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Print the usual help, then the probe's settings."""
+        super().format_help(ctx, formatter)
+        probe = ctx.meta.get("workbench.probe")
+        if probe:
+            from workbench.cli.listing import probe_settings
+
+            with formatter.section(f"Settings of {probe}"):
+                formatter.write_dl(probe_settings(probe), col_max=40)
+
+
+def run_command(
+    probe: Annotated[
+        str, typer.Argument(metavar="PROBE", help="Its name; 'workbench list probes' has them.")
+    ],
+    model: given.ModelName,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="D",
+            help="builtin:NAME, random, repeat, a .txt, .jsonl or .safetensors, hf:NAME; or "
+            "NAME=D once per domain. 'workbench list datasets' says more.",
+        ),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(metavar="N", help="Only the first N prompts.")
+    ] = None,
+    settings: given.Settings = None,
+    backend: given.Backend = "hf",
+    dtype: given.Dtype = "auto",
+    device: given.Device = "auto",
+    revision: given.Revision = None,
+    batch_size: Annotated[
+        str, typer.Option(metavar="N|auto", help="Prompts a forward pass; never changes numbers.")
+    ] = "auto",
+    seed: Annotated[int, typer.Option(metavar="S", help="Of everything random.")] = 0,
+    n_pos: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Cut prompts to N tokens and leave shorter ones out."),
+    ] = None,
+    bos: Annotated[
+        str, typer.Option(metavar="B", help="auto (as the tokenizer does), always or never.")
+    ] = "auto",
+    store: given.StoreFolder = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="PATH", help="Write the result to a file as well."),
+    ] = None,
+    kind: Annotated[
+        str | None,
+        typer.Option(
+            "--format",
+            metavar="F",
+            help="json, csv, parquet or html: of -o (else its suffix says), or of stdout.",
+        ),
+    ] = None,
+    cache: Annotated[
+        str, typer.Option(metavar="C", help="read the store first, refresh it, or off.")
+    ] = "read",
+    progress: Annotated[str, typer.Option(metavar="P", help="auto, bar, json or off.")] = "auto",
+    as_json: given.AsJson = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Say what is done, on stderr.")
+    ] = False,
+) -> None:
+    """Run a probe on a model and keep the result.
+
+    A request that was answered before is answered from the store, without loading the model.
+    'workbench run PROBE --help' adds the settings of the probe.
+
+    Example: workbench run attention-sinks --model gpt2 --data my.txt -o sinks.html
+    """
+    write = _writer(output, kind, as_json)
+    flags = {
+        "limit": limit,
+        "backend": backend,
+        "dtype": dtype,
+        "device": device,
+        "revision": revision,
+        "batch_size": given.read_batch_size(batch_size),
+        "seed": seed,
+        "n_pos": n_pos,
+        "bos": bos,
+        "cache": cache,
+    }
+    options, own = given.split_settings(given.read_settings(settings))
+    if verbose:
+        log_to_stderr()
+    start = time.perf_counter()
+    with reporting(progress) as reporter:
+        from workbench.run import run
+
+        try:
+            result = run(
+                probe,
+                model,
+                given.read_data(data),
+                store=_open_store(store),
+                reporter=reporter,
+                **{**flags, **options, **own},
+            )
+        except UnknownNameError:
+            given.offer_nearest(probe, own)
+            raise
+    seconds = time.perf_counter() - start
+    if write is not None:
+        write(result)
+    _show(result, seconds, output, as_json=as_json, quiet=kind is not None and output is None)
+
+
+def _open_store(store: Path | None) -> Any:
+    from workbench.store.results import Store
+
+    return Store(store)
+
+
+def log_to_stderr() -> None:
+    """Show what the workbench logs."""
+    import logging
+
+    logging.basicConfig(stream=sys.stderr, format="%(message)s")
+    logging.getLogger("workbench").setLevel(logging.INFO)
+
+
+def _writer(output: Path | None, kind: str | None, as_json: bool) -> Any:
+    """What writes the result besides the store, checked before anything is computed."""
+    if output is None and kind is None:
+        return None
+    from workbench.store.files import explained, replace_file
+    from workbench.store.formats import FORMATS
+
+    suffix = f".{kind.lower().lstrip('.')}" if kind else output.suffix.lower() if output else ""
+    if suffix not in FORMATS:
+        known = [name.lstrip(".") for name in FORMATS]
+        raise UnknownNameError("file format", suffix.lstrip(".") or str(output), known)
+    if output is None and as_json:
+        raise typer.BadParameter(
+            "--json and --format both want stdout; give -o PATH to one of them"
+        )
+    given.check_output(output)
+
+    def write(result: "Result") -> None:
+        content = FORMATS[suffix](result)
+        if output is None:
+            _write_stdout(content)
+            return
+        with explained("write", output):
+            replace_file(output, content)
+
+    return write
+
+
+def _write_stdout(content: bytes) -> None:
+    if sys.stdout.isatty() and b"\0" in content:
+        raise ConfigError("a binary format must go to a file; stdout is a terminal; give -o PATH")
+    sys.stdout.buffer.write(content)
+    sys.stdout.buffer.flush()
+
+
+def _show(
+    result: "Result", seconds: float, output: Path | None, *, as_json: bool, quiet: bool
+) -> None:
+    if as_json:
+        print_json(
+            {
+                "key": result.key,
+                "probe": result.probe,
+                "metrics": result.metrics(),
+                "path": result.path,
+                "cached": result.cached,
+                "seconds": round(seconds, 3),
+            }
+        )
+    elif not quiet:
+        print_metrics(result.metrics())
+        _say_what_next(result, seconds, output)
+
+
+def _say_what_next(result: "Result", seconds: float, output: Path | None) -> None:
+    from workbench.result import SHORT_KEY
+
+    how = "found in the store" if result.cached else "computed"
+    message(f"{result.probe} on {result.model}: {how} in {seconds:.2g} s")
+    if output is not None:
+        message(f"written: {output}")
+    if result.path is not None:
+        key = result.key[:SHORT_KEY]
+        message(f"next: workbench results show {key}; workbench results export {key} result.html")
