@@ -1,5 +1,6 @@
 """Cleaning removes what it was told to, and never what somebody is working on."""
 
+import errno
 import os
 import sqlite3
 
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from tests.store.conftest import build_result
-from workbench.errors import ConfigError
+from workbench.errors import ConfigError, StoreError
 from workbench.store.results import Store
 
 
@@ -93,6 +94,16 @@ def test_what_is_deleted_is_not_decided_by_the_catalogue(filled):
     connection.commit()
     connection.close()
     assert len(filled.gc(keep_latest=2).removed) == 3
+
+
+def test_cleaning_a_store_that_cannot_be_written_is_one_line(filled, monkeypatch):
+    def refuse(*arguments, **options):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    with filled.lease("a" * 64):
+        monkeypatch.setattr(type(filled.path), "touch", refuse)
+        with pytest.raises(StoreError, match=r"cannot clean .*permission was denied"):
+            filled.gc()
 
 
 def test_a_negative_age_or_number_is_refused(store):

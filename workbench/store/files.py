@@ -117,5 +117,5 @@ def sha256_of(path: Path) -> str:
 
 
 def folder_size_bytes(folder: Path) -> int:
-    """The bytes that the files under a folder hold."""
+    """The bytes that the files under a folder hold; 0 for a file."""
     return sum(path.lstat().st_size for path in folder.rglob("*") if not path.is_dir())

@@ -98,8 +98,10 @@ def html_fragment(result: Result, *, plotly_js: bool) -> str:
     """
     parts = [html_metrics(result.metrics())]
     for name, figure in result.figures().items():
-        drawn = figure.to_html(full_html=False, include_plotlyjs=plotly_js)
-        parts.append(f"<h3>{html.escape(name)}</h3>\n{drawn}")
+        drawn = figure.to_html(
+            full_html=False, include_plotlyjs=plotly_js, config={"displaylogo": False}
+        )
+        parts.append(f"<h3>{html.escape(name.replace('_', ' '))}</h3>\n{drawn}")
         plotly_js = False
     parts.append("<h2>Settings and provenance</h2>")
     identity = {"key": result.key, "probe": result.probe, "version": result.version}

@@ -59,21 +59,19 @@ def collect(
     removed, leased, freed = [], [], 0
     # What is to be deleted is decided by the results themselves, not by the catalogue's copy.
     found = [entry for key in store.shelf.stamps() if (entry := store.entry(key)) is not None]
-    entries = select(found, None, None, None)
-    for entry in _due(entries, older_than, keep_latest):
-        if _remove(store, entry.key, dry_run):
-            removed.append(entry.key)
-            freed += entry.size_bytes
-        else:
-            leased.append(entry.key)
-    leftovers = list(_leftovers(store, damaged))
-    for path in leftovers:
-        freed += folder_size_bytes(path) if path.is_dir() else 0
+    due = list(_due(select(found, None, None, None), older_than, keep_latest))
+    with explained("clean", store.path):
+        removed = [entry for entry in due if _remove(store, entry.key, dry_run)]
+        leftovers = {path: folder_size_bytes(path) for path in _leftovers(store, damaged)}
         if not dry_run:
-            with explained("clean", store.path):
+            for path in leftovers:
                 _delete(path)
-    names = tuple(str(path.relative_to(store.path)) for path in leftovers)
-    return Collected(tuple(removed), tuple(leased), names, freed)
+    return Collected(
+        removed=tuple(entry.key for entry in removed),
+        leased=tuple(entry.key for entry in due if entry not in removed),
+        leftovers=tuple(str(path.relative_to(store.path)) for path in leftovers),
+        freed_bytes=sum(entry.size_bytes for entry in removed) + sum(leftovers.values()),
+    )
 
 
 def _due(
@@ -100,8 +98,7 @@ def _remove(store: Store, key: str, dry_run: bool) -> bool:
     if not lease.try_acquire():
         return False
     try:
-        with explained("clean", store.path):
-            store.shelf.remove(key)
+        store.shelf.remove(key)
     finally:
         lease.release()
     return True
