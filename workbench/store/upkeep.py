@@ -56,7 +56,6 @@ def collect(
     """
     if (older_than or 0) < 0 or (keep_latest or 0) < 0:
         raise ConfigError("older_than and keep_latest must be 0 or more")
-    removed, leased, freed = [], [], 0
     # What is to be deleted is decided by the results themselves, not by the catalogue's copy.
     found = [entry for key in store.shelf.stamps() if (entry := store.entry(key)) is not None]
     due = list(_due(select(found, None, None, None), older_than, keep_latest))
