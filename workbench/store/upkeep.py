@@ -60,16 +60,16 @@ def collect(
     found = [entry for key in store.shelf.stamps() if (entry := store.entry(key)) is not None]
     due = list(_due(select(found, None, None, None), older_than, keep_latest))
     with explained("clean", store.path):
-        removed = [entry for entry in due if _remove(store, entry.key, dry_run)]
+        removed = {entry.key: entry for entry in due if _remove(store, entry.key, dry_run)}
         leftovers = {path: folder_size_bytes(path) for path in _leftovers(store, damaged)}
         if not dry_run:
             for path in leftovers:
                 _delete(path)
     return Collected(
-        removed=tuple(entry.key for entry in removed),
-        leased=tuple(entry.key for entry in due if entry not in removed),
+        removed=tuple(removed),
+        leased=tuple(entry.key for entry in due if entry.key not in removed),
         leftovers=tuple(str(path.relative_to(store.path)) for path in leftovers),
-        freed_bytes=sum(entry.size_bytes for entry in removed) + sum(leftovers.values()),
+        freed_bytes=sum(entry.size_bytes for entry in removed.values()) + sum(leftovers.values()),
     )
 
 
