@@ -229,6 +229,14 @@ def test_python_data_that_is_no_prompts_is_refused(data, message):
         read_source(data)
 
 
+def test_limit_holds_for_rows_and_tokens_of_every_kind(tmp_path):
+    tokens = np.array([[1, 2], [3, 4]])
+    save_file({"tokens": tokens}, tmp_path / "a.safetensors")
+    for data in (tokens, {"tokens": tokens}, tokens.tolist(), tmp_path / "a.safetensors"):
+        assert ids(read_source(data, 1)) == [[1, 2]]
+    assert len(read_source(write_rows(tmp_path, {"text": "a"}, {"text": "b"}), 1)) == 1
+
+
 def test_limit_below_one_is_refused():
     with pytest.raises(DataError, match="limit must be at least 1 prompt; got 0"):
         read_source(["a"], 0)
@@ -326,6 +334,11 @@ def test_raw_hash_follows_the_contents_and_not_the_file_name(tmp_path):
 )
 def test_raw_hash_tells_prompts_apart(other):
     assert raw_hash(read_source(other)) != raw_hash(read_source(["a", "b"]))
+
+
+def test_raw_hash_tells_ids_apart():
+    hashes = [raw_hash(read_source(ids)) for ids in ([[1, 2]], [[2, 1]], [[1], [2]])]
+    assert len(set(hashes)) == 3
 
 
 def test_raw_hash_counts_the_limit_of_drawn_prompts_and_the_names_of_domains():
