@@ -53,7 +53,9 @@ class AttentionSinkConfig:
         high=1.0,
         exclusive=True,
     )
-    position: int = setting(0, "the key position that is judged, counted from 0", low=0, unit="tokens")
+    position: int = setting(
+        0, "the key position that is judged, counted from 0", low=0, unit="tokens"
+    )
     inputs: str = setting(
         "natural",
         "the prompts as they are, random ids, one id repeated, or repeated with positions swapped",
@@ -328,7 +330,7 @@ def _measure_batch(
         return read
 
     reduce = {"pattern": ColumnMean(), "q": read_query, "k": read_key}
-    reduce |= {name: norm for name in ("resid_pre", "resid_post")}
+    reduce |= dict.fromkeys(("resid_pre", "resid_post"), norm)
     reduce |= {Site("v", layer): read_value(grams[layer]) for layer in layers}
     # q before k: see ``waiting``.
     names = ("pattern", "q", "k", "v", "resid_post")

@@ -290,4 +290,3 @@ def _refuse_nothing_but_nan(result: "Result") -> None:
                 f"measurements must hold finite numbers; {name} of {result.probe} has none; the model "
                 "may have overflowed in half precision; try --dtype float32"
             )
-

@@ -18,8 +18,8 @@ def setting(
     help: str,  # noqa: A002 - the word a reader expects
     *,
     choices: tuple[Any, ...] | None = None,
-    low: float | None = None,
-    high: float | None = None,
+    low: int | float | None = None,
+    high: int | float | None = None,
     exclusive: bool = False,
     unit: str | None = None,
 ) -> Any:
@@ -92,7 +92,9 @@ def _parse(name: str, text: str, annotation: Any) -> Any:
             return text.lower() in ("true", "yes", "1")
         if typing.get_origin(kind) is tuple:
             item = typing.get_args(kind)[0]
-            return tuple(_parse(name, part.strip(), item) for part in text.split(",") if part.strip())
+            return tuple(
+                _parse(name, part.strip(), item) for part in text.split(",") if part.strip()
+            )
         if kind in (int, float):
             try:
                 return kind(text)
@@ -126,7 +128,11 @@ def make_config(config_class: type, settings: Mapping[str, Any], what: str) -> A
             value = _parse(name, value, hints[name])
         elif isinstance(value, list):
             value = tuple(value)
-        elif isinstance(value, int) and not isinstance(value, bool) and float in _alternatives(hints[name]):
+        elif (
+            isinstance(value, int)
+            and not isinstance(value, bool)
+            and float in _alternatives(hints[name])
+        ):
             value = float(value)
         _check_type(name, value, hints[name])
         values[name] = value
@@ -149,7 +155,9 @@ def describe_settings(config_class: type) -> list[dict[str, Any]]:
     return [
         {
             "name": field.name,
-            "type": " or ".join(getattr(kind, "__name__", str(kind)) for kind in _alternatives(hints[field.name])),
+            "type": " or ".join(
+                getattr(kind, "__name__", str(kind)) for kind in _alternatives(hints[field.name])
+            ),
             "default": field.default,
             **{key: field.metadata.get(key) for key in ("help", "choices", "low", "high", "unit")},
         }

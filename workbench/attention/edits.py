@@ -37,7 +37,9 @@ class AttentionCall:
         """The first attended key of every prompt."""
         if self.first_key is not None:
             return self.first_key
-        return torch.zeros(self.inputs.key.shape[0], dtype=torch.long, device=self.inputs.key.device)
+        return torch.zeros(
+            self.inputs.key.shape[0], dtype=torch.long, device=self.inputs.key.device
+        )
 
     def first_key_weight(self) -> Float[Tensor, "batch head q_pos"]:
         """Attention of every query to its prompt's first key, exact: exp(score - log_sum)."""

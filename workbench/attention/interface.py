@@ -134,7 +134,8 @@ class AttentionSession:
         """Run one layer's attention, read what is asked and apply the edits."""
         layer = self.layers[module]
         self.calls[layer] += 1
-        self.seen[layer] += query.shape[2]
+        # As many queries as keys: a first pass, or one without a cache; the count starts anew.
+        self.seen[layer] = query.shape[2] + self.seen[layer] * (query.shape[2] < key.shape[2])
         inputs = AttentionInputs(
             query,
             key,
@@ -155,7 +156,9 @@ class AttentionSession:
             run = stock_attention(self.stock, module)
             return run(module, query, key, value, mask, dropout=0.0, scaling=scaling, **kwargs)[0]
 
-        z, found = _compute(inputs, statistics, attention_edits, first_key, self.row_valid, layer, stock)
+        z, found = _compute(
+            inputs, statistics, attention_edits, first_key, self.row_valid, layer, stock
+        )
         for edit in edits:
             if isinstance(edit, ActivationEdit):
                 z = edit.change(z)
@@ -201,7 +204,8 @@ class AttentionSession:
 def reduced(activation: Tensor, reduce: Callable[[Tensor], Any] | None) -> Any:
     """Keep an activation whole (float32, CPU) or as its reduction (tensors moved to the CPU)."""
     if reduce is None:
-        return activation.detach().float().cpu()
+        # A copy, also where nothing is converted: the model may go on in place.
+        return activation.detach().to("cpu", torch.float32, copy=True)
     result = reduce(activation)
     return result.cpu() if isinstance(result, Tensor) else result
 
@@ -232,18 +236,22 @@ def _compute(
     # On a CPU in float32 one blocked softmax serves output and statistics for about the price of
     # the fused kernel alone; elsewhere the stock kernel makes the output, bit for bit.
     fused = inputs.query.dtype == torch.float32 and inputs.query.device.type == "cpu"
-    if edits and statistics:
-        z, _, found = attend(inputs, statistics, row_valid, change=_block_change(inputs, edits, first_key))
-    elif fused:
+    # An output form knows the unedited pattern only: statistics, and a second edit, must see what
+    # the first one made of it.
+    if edits and (statistics or len(edits) > 1):
+        z, _, found = attend(
+            inputs, statistics, row_valid, change=_block_change(inputs, edits, first_key)
+        )
+        assert z is not None
+        return z, found
+    if fused:
         z, log_sum, found = attend(inputs, statistics, row_valid)
     else:
         z = stock()
         _, log_sum, found = attend(inputs, statistics, row_valid, with_output=False)
     assert z is not None
-    if not statistics:
-        call = AttentionCall(layer, inputs, log_sum, first_key)
-        for edit in edits:
-            z = edit.output(call, z)
+    for edit in edits:
+        z = edit.output(AttentionCall(layer, inputs, log_sum, first_key), z)
     return z, found
 
 

@@ -143,7 +143,11 @@ def attend(
     *,
     with_output: bool = True,
     change: "Callable[[PatternBlock], PatternBlock] | None" = None,
-) -> tuple[Float[Tensor, "batch q_pos head d_value"] | None, Float[Tensor, "batch head q_pos"], dict[str, Tensor]]:
+) -> tuple[
+    Float[Tensor, "batch q_pos head d_value"] | None,
+    Float[Tensor, "batch head q_pos"],
+    dict[str, Tensor],
+]:
     """Compute attention and statistics of its pattern in one blocked pass, in float32.
 
     Args:
@@ -236,7 +240,9 @@ def _row_ranges(inputs: AttentionInputs) -> Iterator[tuple[int, int]]:
     start = 0
     while start < n_q:
         # Causal rows see few keys at first: early blocks are tall, late ones flat.
-        seen = inputs.offset + start if inputs.mask is None and inputs.causal else inputs.key.shape[2]
+        seen = (
+            inputs.offset + start if inputs.mask is None and inputs.causal else inputs.key.shape[2]
+        )
         rows = max(BLOCK_FLOATS // (batch * n_heads * max(seen, 64)), 16)
         stop = min(start + rows, n_q)
         yield start, stop

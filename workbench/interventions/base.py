@@ -75,7 +75,9 @@ class AddVector:
         """One edit at the site, none if the vector is zero."""
         site = Site.parse(self.site)
         if site.name not in EDITABLE_SITES - {"z"}:
-            raise ConfigError(f"site must be in the residual stream; got {site}; use e.g. L0.resid_post")
+            raise ConfigError(
+                f"site must be in the residual stream; got {site}; use e.g. L0.resid_post"
+            )
         if site.layer is not None and site.layer >= spec.n_layers:
             raise ConfigError(f"layer must be below {spec.n_layers}; got {site}")
         if self.vector.shape != (spec.d_model,):

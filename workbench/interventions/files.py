@@ -45,7 +45,9 @@ def _read(path: Path) -> Any:
     try:
         return json.loads(path.read_text("utf-8"))
     except OSError as error:
-        raise DataError(f"the intervention file must be readable; {path}: {error.strerror}") from error
+        raise DataError(
+            f"the intervention file must be readable; {path}: {error.strerror}"
+        ) from error
     except ValueError as error:
         raise DataError(f"the intervention file must be JSON in UTF-8; {path}: {error}") from error
 
@@ -55,7 +57,9 @@ def _from_dict(content: Mapping[str, Any], spec: ModelSpec) -> Intervention:
     if name not in INTERVENTIONS:
         raise UnknownNameError("intervention", str(name), INTERVENTIONS)
     if content.get("version", VERSION) > VERSION:
-        raise ConfigError(f"the intervention file's version must be at most {VERSION}; got {content['version']}; update workbench")
+        raise ConfigError(
+            f"the intervention file's version must be at most {VERSION}; got {content['version']}; update workbench"
+        )
     for key, found in (("revision", spec.revision), ("layers", spec.n_layers)):
         wanted = content.get(key)
         if isinstance(wanted, list):

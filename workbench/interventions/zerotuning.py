@@ -24,6 +24,7 @@ from workbench.errors import ConfigError
 from workbench.interventions.base import Heads, heads_by_layer
 from workbench.models.base import ModelSpec
 
+
 @dataclass(frozen=True)
 class ZeroTuning:
     """Scale the attention of some heads to the first token by ``gamma``."""
@@ -47,7 +48,10 @@ class ZeroTuning:
     def _edit(self, layer: int, heads: list[int]) -> AttentionEdit:
         def output(call: AttentionCall, z: Tensor) -> Tensor:
             changed = scale_first_key(
-                z[:, :, heads], call.first_key_weight()[:, heads], call.first_value()[:, heads], self.gamma
+                z[:, :, heads],
+                call.first_key_weight()[:, heads],
+                call.first_value()[:, heads],
+                self.gamma,
             )
             edited = z.clone()
             edited[:, :, heads] = changed.to(z.dtype)
@@ -60,6 +64,7 @@ class ZeroTuning:
 
         return AttentionEdit(layer, output, pattern)
 
+
 def scale_first_key(
     z: Float[Tensor, "batch q_pos head d_value"],
     weight: Float[Tensor, "batch head q_pos"],
@@ -70,6 +75,7 @@ def scale_first_key(
     leverage = (gamma - 1.0) * weight.transpose(1, 2)[..., None]
     return (z.float() + leverage * value.float()[:, None]) / (1.0 + leverage)
 
+
 def scale_first_column(
     pattern: Float[Tensor, "batch head q_pos k_pos"], first_key: Int[Tensor, " batch"], gamma: float
 ) -> Float[Tensor, "batch head q_pos k_pos"]:
@@ -78,5 +84,3 @@ def scale_first_column(
     first = pattern.gather(-1, index)
     scaled = pattern.scatter(-1, index, gamma * first)
     return scaled / (1.0 + (gamma - 1.0) * first)
-
-__all__ = ["ZeroTuning", "scale_first_column", "scale_first_key", "torch"]

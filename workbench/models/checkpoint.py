@@ -143,7 +143,9 @@ def pick_device(device: str) -> str:
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError(f"device must exist; {device} was asked and torch finds no CUDA here; use --device cpu")
+        raise ConfigError(
+            f"device must exist; {device} was asked and torch finds no CUDA here; use --device cpu"
+        )
     try:
         torch.device(device)
     except RuntimeError as error:
@@ -167,8 +169,12 @@ def _from_hub(source: Source, call: Any) -> Any:
                 f"{source.shown} brings its own code, which is never run unasked; if you trust it, say "
                 "trust_remote_code=True in wb.load"
             ) from error
-        where = "it must be a folder with config.json and safetensors" if source.folder else (
-            "it must be a local folder or an id that the Hugging Face hub (or its cache) has; is there a network?"
+        where = (
+            "it must be a folder with config.json and safetensors"
+            if source.folder
+            else (
+                "it must be a local folder or an id that the Hugging Face hub (or its cache) has; is there a network?"
+            )
         )
         raise ModelError(f"cannot load {source.shown}: {where} ({_line(error)})") from error
 

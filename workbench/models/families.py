@@ -16,7 +16,11 @@ from torch import Tensor, nn
 from workbench.errors import CapabilityError
 from workbench.models.base import ModelSpec
 
-QKV = tuple[Float[Tensor, "head d_model d_head"], Float[Tensor, "kv d_model d_head"], Float[Tensor, "kv d_model d_head"]]
+QKV = tuple[
+    Float[Tensor, "head d_model d_head"],
+    Float[Tensor, "kv d_model d_head"],
+    Float[Tensor, "kv d_model d_head"],
+]
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,11 @@ def _fused_qkv(weight: Float[Tensor, "d_model out"], spec: ModelSpec) -> QKV:
     """q, k and v side by side."""
     sizes = [heads * spec.d_head for heads in (spec.n_heads, spec.n_kv_heads, spec.n_kv_heads)]
     q, k, v = weight.split(sizes, dim=-1)
-    return _heads_out(q, spec.n_heads), _heads_out(k, spec.n_kv_heads), _heads_out(v, spec.n_kv_heads)
+    return (
+        _heads_out(q, spec.n_heads),
+        _heads_out(k, spec.n_kv_heads),
+        _heads_out(v, spec.n_kv_heads),
+    )
 
 
 def _gpt2_qkv(block: nn.Module, spec: ModelSpec) -> QKV:
@@ -76,7 +84,9 @@ def _neox_qkv(block: nn.Module, spec: ModelSpec) -> QKV:
     return q, k, v
 
 
-def _heads_out(weight: Float[Tensor, "d_model out"], n_heads: int) -> Float[Tensor, "head d_model d_head"]:
+def _heads_out(
+    weight: Float[Tensor, "d_model out"], n_heads: int
+) -> Float[Tensor, "head d_model d_head"]:
     return weight.unflatten(-1, (n_heads, -1)).transpose(0, 1)
 
 

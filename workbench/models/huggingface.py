@@ -54,7 +54,9 @@ class HuggingFaceModel:
 
     backend = "hf"
 
-    def __init__(self, model: Any, tokenizer: Any = None, *, name: str = "", revision: str = "") -> None:
+    def __init__(
+        self, model: Any, tokenizer: Any = None, *, name: str = "", revision: str = ""
+    ) -> None:
         """Take over a loaded model: eval mode, weights frozen.
 
         Args:
@@ -130,7 +132,9 @@ class HuggingFaceModel:
         """Continue a text or tokens; edits act on the prompt and on every new token."""
         return generate_with(self, self._generate_tokens, prompt, max_new_tokens, options)
 
-    def _generate_tokens(self, tokens: Tensor, attention_mask: Tensor | None, options: dict[str, Any]) -> Tensor:
+    def _generate_tokens(
+        self, tokens: Tensor, attention_mask: Tensor | None, options: dict[str, Any]
+    ) -> Tensor:
         inputs = prepare_inputs(self.spec, tokens, attention_mask)
         options.setdefault("pad_token_id", _pad_token(self))
         mask = torch.ones_like(tokens) if attention_mask is None else attention_mask
@@ -188,7 +192,10 @@ class HuggingFaceModel:
         return device
 
     def _arguments(self, inputs: Inputs) -> dict[str, Any]:
-        arguments: dict[str, Any] = {"input_ids": inputs.tokens.to(self._device), "use_cache": False}
+        arguments: dict[str, Any] = {
+            "input_ids": inputs.tokens.to(self._device),
+            "use_cache": False,
+        }
         if inputs.attention_mask is not None:
             arguments["attention_mask"] = inputs.attention_mask.to(self._device)
         if inputs.position_ids is not None:
@@ -214,9 +221,13 @@ class HuggingFaceModel:
 
     def _check_site(self, site: Site) -> None:
         if site.layer is not None and not 0 <= site.layer < self.spec.n_layers:
-            raise ConfigError(f"layer must be below {self.spec.n_layers}, the layers of {self.spec.name}; got {site}")
+            raise ConfigError(
+                f"layer must be below {self.spec.n_layers}, the layers of {self.spec.name}; got {site}"
+            )
         if site.name in ATTENTION_SITES | {"attn_out"} and self.family.attn is None:
-            raise CapabilityError(f"{site} needs attention; {self.spec.family} has none; read resid_pre, resid_post or mlp_out")
+            raise CapabilityError(
+                f"{site} needs attention; {self.spec.family} has none; read resid_pre, resid_post or mlp_out"
+            )
         if site.name == "resid_mid" and self.family.mid is None:
             raise CapabilityError(
                 f"{site} needs attention before the MLP; in {self.spec.family} here they are parallel "
@@ -246,7 +257,11 @@ class HuggingFaceModel:
             session.check_calls()
 
     def _attention_session(
-        self, reads: Mapping[Site, Any], edits: Sequence[Edit], inputs: Inputs, captured: dict[Site, Any]
+        self,
+        reads: Mapping[Site, Any],
+        edits: Sequence[Edit],
+        inputs: Inputs,
+        captured: dict[Site, Any],
     ) -> AttentionSession | None:
         by_layer: dict[int, dict[str, Any]] = {}
         for site, reduce in reads.items():
@@ -269,8 +284,10 @@ class HuggingFaceModel:
             )
         attn = self.family.attn
         layers = {block.get_submodule(attn): layer for layer, block in enumerate(self._blocks)}
+        # Only statistics ask which rows are padding; while generating, rows may be beams.
+        row_valid = inputs.row_valid(self._device) if by_layer else None
         return AttentionSession(
-            self.stock, layers, by_layer, changes, inputs.row_valid(self._device), inputs.first_key(), captured
+            self.stock, layers, by_layer, changes, row_valid, inputs.first_key(), captured
         )
 
     def _hook_read(self, site: Site, reduce: Any, inputs: Inputs, captured: dict[Site, Any]) -> Any:
@@ -324,7 +341,9 @@ class HuggingFaceModel:
             return family.read_qkv(self._blocks[layer], spec)[("W_Q", "W_K", "W_V").index(name)]
         if layer is not None and name == "W_O" and family.w_o:
             return w_o_heads(self._blocks[layer].get_submodule(family.w_o), spec.n_heads)
-        raise CapabilityError(f"{spec.family} has no weight {name} at layer {layer}; see workbench.models.base.WEIGHTS")
+        raise CapabilityError(
+            f"{spec.family} has no weight {name} at layer {layer}; see workbench.models.base.WEIGHTS"
+        )
 
 
 def make_spec(model: Any, family: Family, *, name: str, revision: str) -> ModelSpec:
@@ -386,7 +405,11 @@ def _with_batch(activation: Tensor, inputs: Inputs) -> Tensor:
 def _pad_token(model: HuggingFaceModel) -> int:
     """A padding id for ``generate``: the tokenizer's, else the end-of-sequence id, else 0."""
     tokenizer, config = model.tokenizer, model.model.generation_config
-    for candidate in (getattr(tokenizer, "pad_token_id", None), config.pad_token_id, config.eos_token_id):
+    for candidate in (
+        getattr(tokenizer, "pad_token_id", None),
+        config.pad_token_id,
+        config.eos_token_id,
+    ):
         if isinstance(candidate, int):
             return candidate
         if isinstance(candidate, list) and candidate:

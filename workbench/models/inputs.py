@@ -52,7 +52,12 @@ def prepare_inputs(
 
 
 def _check_tokens(spec: ModelSpec, tokens: Tensor) -> Int[Tensor, "batch pos"]:
-    if tokens.dim() != 2 or tokens.numel() == 0 or tokens.is_floating_point() or tokens.dtype == torch.bool:
+    if (
+        tokens.dim() != 2
+        or tokens.numel() == 0
+        or tokens.is_floating_point()
+        or tokens.dtype == torch.bool
+    ):
         raise DataError(
             f"tokens must be int64 [batch pos] with at least one token; got {tokens.dtype} "
             f"{list(tokens.shape)}; a single prompt is tokens[None]"

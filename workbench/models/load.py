@@ -44,7 +44,14 @@ def load(
     from workbench.models.checkpoint import Source, load_transformers
 
     source = Source(
-        resolve_model(name), name, revision, dtype, device, device_map, trust_remote_code, attn_implementation
+        resolve_model(name),
+        name,
+        revision,
+        dtype,
+        device,
+        device_map,
+        trust_remote_code,
+        attn_implementation,
     )
     if backend == "hf":
         from workbench.models.huggingface import HuggingFaceModel
@@ -98,5 +105,6 @@ def _refuse_nan(model: Any) -> None:
 
     bad = check_finite(model)
     if bad is not None:
-        raise ModelError(f"weights must be finite; {bad} holds NaN or infinity; get an undamaged checkpoint")
-
+        raise ModelError(
+            f"weights must be finite; {bad} holds NaN or infinity; get an undamaged checkpoint"
+        )

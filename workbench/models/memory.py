@@ -29,7 +29,8 @@ def tell_pattern_memory(spec: ModelSpec, inputs: Inputs, reads: Mapping[Site, An
     quadratic = [
         (site, reduce)
         for site, reduce in reads.items()
-        if site.name in ("pattern", "attn_scores") and not isinstance(reduce, PatternStatistic | Mapping)
+        if site.name in ("pattern", "attn_scores")
+        and not isinstance(reduce, PatternStatistic | Mapping)
     ]
     if not quadratic:
         return

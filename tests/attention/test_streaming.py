@@ -1,0 +1,170 @@
+"""Blocked attention against whole attention in float64."""
+
+import dataclasses
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from workbench.attention import streaming
+from workbench.attention.statistics import ColumnMean, RowEntropy, SinkMass, WholePattern
+from workbench.attention.streaming import AttentionInputs, attend, attention_scores
+from workbench.attention.whole import statistics_of_pattern
+
+EVERY = {
+    "received": ColumnMean(),
+    "entropy": RowEntropy(),
+    "mass": SinkMass((0, 3)),
+    "whole": WholePattern(),
+}
+
+
+def make_inputs(batch=2, heads=4, kv_heads=2, n_q=13, n_k=13, seed=0, **changes):
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=generator)
+
+    query, key = draw(batch, heads, n_q, 8), draw(batch, kv_heads, n_k, 8)
+    return AttentionInputs(query, key, draw(batch, kv_heads, n_k, 6), None, 0.7, **changes)
+
+
+def reference(inputs):
+    """Pattern, output and log-sum-exp in float64, by the definition."""
+    groups = inputs.n_groups
+    key = inputs.key.double().repeat_interleave(groups, dim=1)
+    value = inputs.value.double().repeat_interleave(groups, dim=1)
+    scores = inputs.query.double() @ key.transpose(-1, -2) * inputs.scaling
+    if inputs.softcap is not None:
+        scores = inputs.softcap * torch.tanh(scores / inputs.softcap)
+    scores = scores.masked_fill(~inputs.visible(), -torch.inf)
+    whole = scores
+    if inputs.sinks is not None:
+        sink = inputs.sinks.double()[None, :, None, None].expand(*scores.shape[:3], 1)
+        whole = torch.cat([scores, sink], dim=-1)
+    pattern = whole.softmax(dim=-1)[..., : scores.shape[-1]].nan_to_num(0.0)
+    return pattern, (pattern @ value).transpose(1, 2), whole.logsumexp(dim=-1)
+
+
+def close(found, expected):
+    torch.testing.assert_close(found.double(), expected.double(), rtol=0, atol=2e-6)
+
+
+CASES = {
+    "causal": {},
+    "bidirectional": {"causal": False},
+    "softcap": {"softcap": 0.8},
+    "learned sinks": {"sinks": torch.tensor([0.5, -1.0, 3.0, 0.0])},
+}
+
+
+@pytest.mark.parametrize("block_floats", [1, 400, 1 << 20])
+@pytest.mark.parametrize("case", CASES)
+def test_blocked_attention_equals_the_definition(case, block_floats, monkeypatch):
+    monkeypatch.setattr(streaming, "BLOCK_FLOATS", block_floats)
+    inputs = make_inputs(n_q=40, n_k=40, **CASES[case])
+    pattern, output, log_sum = reference(inputs)
+    found, found_log_sum, statistics = attend(inputs, EVERY)
+    close(found, output)
+    close(found_log_sum, log_sum)
+    for name, expected in statistics_of_pattern(pattern, EVERY).items():
+        close(statistics[name], expected)
+
+
+def test_small_blocks_really_cut_the_queries(monkeypatch):
+    monkeypatch.setattr(streaming, "BLOCK_FLOATS", 1)
+    inputs = make_inputs(n_q=40, n_k=40)
+    assert list(streaming._row_ranges(inputs)) == [(0, 16), (16, 32), (32, 40)]
+
+
+@given(
+    n_q=st.integers(1, 20),
+    extra=st.integers(0, 9),
+    heads=st.sampled_from([(1, 1), (4, 2), (4, 1), (3, 3)]),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=25, deadline=None)
+def test_any_shape_with_a_cache_equals_the_definition(n_q, extra, heads, seed):
+    inputs = make_inputs(1, *heads, n_q, n_q + extra, seed)
+    _, output, log_sum = reference(inputs)
+    found, found_log_sum, _ = attend(inputs, {})
+    close(found, output)
+    close(found_log_sum, log_sum)
+
+
+@pytest.mark.parametrize("kind", ["bool", "additive"])
+def test_masks_hide_keys_and_empty_rows_give_zero(kind):
+    inputs = make_inputs()
+    visible = inputs.visible().expand(2, 1, 13, 13).clone()
+    visible[0, :, :, :4] = False  # left padding: the first four rows see nothing
+    visible[1, :, 9:, 2] = False
+    mask = visible
+    if kind == "additive":
+        mask = torch.zeros(visible.shape).masked_fill(~visible, torch.finfo(torch.float32).min)
+    inputs = dataclasses.replace(inputs, mask=mask)
+    pattern, output, _ = reference(inputs)
+    found, _, statistics = attend(inputs, {"whole": WholePattern()})
+    close(found, output)
+    close(statistics["whole"], pattern)
+    assert (found[0, :4] == 0).all()
+
+
+def test_padding_rows_count_for_nothing():
+    inputs = make_inputs(batch=1)
+    valid = (torch.arange(13) < 9).float()[None]
+    _, _, found = attend(inputs, EVERY, valid)
+    cut = AttentionInputs(
+        inputs.query[:, :, :9], inputs.key[:, :, :9], inputs.value[:, :, :9], None, 0.7
+    )
+    _, _, alone = attend(cut, EVERY)
+    close(found["received"][..., :9], alone["received"])
+    assert (found["received"][..., 9:] == 0).all()
+    close(found["entropy"][..., :9], alone["entropy"])
+    assert (found["entropy"][..., 9:] == 0).all()
+    assert (found["mass"][..., 9:] == 0).all()
+
+
+def test_scores_equal_the_definition():
+    inputs = make_inputs(softcap=0.8)
+    pattern, _, log_sum = reference(inputs)
+    scores = attention_scores(inputs)
+    close((scores - log_sum[..., None]).exp(), pattern)
+
+
+def test_uniform_scores_give_the_entropy_of_a_uniform_row():
+    inputs = make_inputs()
+    flat = dataclasses.replace(inputs, query=torch.zeros_like(inputs.query))
+    _, _, found = attend(flat, {"entropy": RowEntropy()})
+    close(found["entropy"][0, 0], torch.arange(1, 14).double().log())
+
+
+def test_large_scores_do_not_overflow():
+    inputs = make_inputs()
+    steep = dataclasses.replace(inputs, scaling=1e4)
+    found, log_sum, _ = attend(steep, {})
+    assert found.isfinite().all()
+    close(found, reference(steep)[1])
+    assert log_sum.isfinite().all()
+
+
+def test_column_mean_divides_by_the_queries_of_the_call():
+    # With a cache only the last queries are in the call: the first keys are seen by all of them.
+    inputs = make_inputs(batch=1, n_q=3, n_k=10)
+    pattern, _, _ = reference(inputs)
+    _, _, found = attend(inputs, {"received": ColumnMean()})
+    counts = torch.tensor([3.0] * 8 + [2.0, 1.0])
+    close(found["received"], pattern.sum(-2) / counts)
+
+
+def test_gradients_flow_through_the_blocks():
+    inputs = make_inputs(batch=1)
+    query = inputs.query.clone().requires_grad_()
+    output, _, _ = attend(dataclasses.replace(inputs, query=query), {})
+    output.square().sum().backward()
+    exact = inputs.query.double().clone().requires_grad_()
+    key = inputs.key.double().repeat_interleave(2, dim=1)
+    value = inputs.value.double().repeat_interleave(2, dim=1)
+    scores = (exact @ key.transpose(-1, -2) * 0.7).masked_fill(~inputs.visible(), -torch.inf)
+    (scores.softmax(-1) @ value).square().sum().backward()
+    torch.testing.assert_close(query.grad.double(), exact.grad, rtol=0, atol=1e-5)
