@@ -101,6 +101,7 @@ def missing_shard(home):
 
 def outside_shard(home):
     sharded_folder(home, ["a.safetensors"])
+    (home.parent / "a.safetensors").write_bytes(b"elsewhere")
     index = {"weight_map": {"x": "../a.safetensors"}}
     (home / "model.safetensors.index.json").write_text(json.dumps(index))
 
@@ -244,8 +245,9 @@ def test_tokenizer_hash_follows_vocabulary_and_special_tokens():
         tokenizer_hash(tiny_tokenizer()),
         tokenizer_hash(tiny_tokenizer(("b", "a"))),
         tokenizer_hash(tiny_tokenizer(bos_token="a")),
+        tokenizer_hash(tiny_tokenizer(eos_token="a")),
     ]
-    assert len(set(hashes)) == 3
+    assert len(set(hashes)) == 4
     assert tokenizer_hash(tiny_tokenizer()) == hashes[0]
 
 
