@@ -51,6 +51,13 @@ def test_a_second_process_waits_until_the_first_has_published(store, make_result
     assert str(os.getpid()) in reports[0]
 
 
+def test_a_published_result_ends_the_waiting_although_the_claim_is_still_held(store, make_result):
+    with store.lease(make_result().key):
+        store.publish(make_result())
+        with store.lease(make_result().key, wait=60) as second:
+            assert not second.held
+
+
 def test_a_killed_owner_is_noticed_at_once_on_the_same_machine(store):
     def claim():
         store.lease(KEY).try_acquire()

@@ -129,7 +129,9 @@ def spoil(folder, how):
     elif how == "pickle":
         (folder / "weights.bin").write_bytes(b"\x80\x04")
     elif how == "symlink":
-        (folder / "more.json").symlink_to("/etc/passwd")
+        outside = folder.parent / "arrays.safetensors"
+        (folder / "arrays.safetensors").rename(outside)
+        (folder / "arrays.safetensors").symlink_to(outside)
     elif how == "subfolder":
         (folder / "more.json").mkdir()
     elif how == "wrong key":

@@ -171,8 +171,9 @@ def _extract_members(members: Iterator[tuple[str, int, IO[bytes]]], target: Path
 
 def _safe_relative(name: str) -> PurePosixPath:
     path = PurePosixPath(name)
+    # The root of an absolute name and ".." are parts too, and no folder names.
     plain = all(_FOLDER_NAME.fullmatch(part) for part in path.parts[:-1])
-    if path.is_absolute() or not plain or not is_safe_file_name(path.name):
+    if not plain or not is_safe_file_name(path.name):
         raise _refused(name)
     return path
 
