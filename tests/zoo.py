@@ -80,11 +80,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "eos_token_id": 1,
         "pad_token_id": 2,
     },
-    "falcon": {
-        **{key: value for key, value in _SIZES.items() if key != "max_position_embeddings"},
-        "new_decoder_architecture": True,
-        "num_kv_heads": 2,
-    },
+    "falcon": {key: value for key, value in _SIZES.items() if key != "max_position_embeddings"},
     "bloom": {
         "vocab_size": D_VOCAB,
         "hidden_size": 32,

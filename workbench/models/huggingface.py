@@ -43,7 +43,7 @@ from workbench.models.base import (
 from workbench.models.families import Family, family_of, w_o_heads
 from workbench.models.inputs import Inputs, prepare_inputs
 from workbench.models.memory import tell_pattern_memory
-from workbench.models.text import generate_with
+from workbench.models.text import generate_with, pad_token
 
 _CAPABILITIES = frozenset({"capture", "edits", "generate", "weights"})
 _WITH_ATTENTION = frozenset({"attention", "patterns", "streaming"})
@@ -136,7 +136,7 @@ class HuggingFaceModel:
         self, tokens: Tensor, attention_mask: Tensor | None, options: dict[str, Any]
     ) -> Tensor:
         inputs = prepare_inputs(self.spec, tokens, attention_mask)
-        options.setdefault("pad_token_id", _pad_token(self))
+        options.setdefault("pad_token_id", pad_token(self.tokenizer, self.model.generation_config))
         mask = torch.ones_like(tokens) if attention_mask is None else attention_mask
         with self._lock, torch.no_grad(), self._hooked({}, inputs):
             output: Tensor = self.model.generate(
@@ -171,6 +171,12 @@ class HuggingFaceModel:
         """One weight in TransformerLens' layout, float32 on the CPU; see ``base.WEIGHTS``."""
         return self._weight(name, layer).detach().float().cpu()
 
+    def to_transformer_lens(self) -> Any:
+        """A TransformerBridge on the same weights; this model stays as it is."""
+        from workbench.models.transformer_lens import bridge_of
+
+        return bridge_of(self.model, self.tokenizer)
+
     def mlp_of_embedding(self, layer: int, x: Float[Tensor, "n d_model"], *, norm: bool) -> Tensor:
         """Apply one block's MLP to vectors, behind its norm if asked; float32, CPU."""
         block = self._blocks[layer]
@@ -180,7 +186,7 @@ class HuggingFaceModel:
                 x = block.get_submodule(self.family.ln_mlp)(x)
             if self.family.mlp is None:  # OPT keeps the two halves in the block
                 parts: Any = block
-                return parts.fc2(parts.activation_fn(parts.fc1(x))).float().cpu()  # type: ignore[no-any-return]
+                return parts.fc2(parts.activation_fn(parts.fc1(x))).float().cpu()
             out = block.get_submodule(self.family.mlp)(x[None])
         return (out[0] if isinstance(out, tuple) else out)[0].float().cpu()
 
@@ -331,12 +337,12 @@ class HuggingFaceModel:
     def _weight(self, name: str, layer: int | None) -> Tensor:
         family, spec = self.family, self.spec
         if name == "W_E":
-            return self.model.get_input_embeddings().weight  # type: ignore[no-any-return]
+            return self.model.get_input_embeddings().weight
         if name == "W_U":
-            return self.model.get_output_embeddings().weight.T  # type: ignore[no-any-return]
+            return self.model.get_output_embeddings().weight.T
         if name == "W_pos" and family.position_table:
             table: Any = self.model.get_submodule(family.position_table)
-            return table.weight[family.position_offset :]  # type: ignore[no-any-return]
+            return table.weight[family.position_offset :]
         if layer is not None and name in ("W_Q", "W_K", "W_V") and family.read_qkv:
             return family.read_qkv(self._blocks[layer], spec)[("W_Q", "W_K", "W_V").index(name)]
         if layer is not None and name == "W_O" and family.w_o:
@@ -400,18 +406,3 @@ def _with_batch(activation: Tensor, inputs: Inputs) -> Tensor:
     if activation.dim() == 3:
         return activation
     return activation.view(inputs.tokens.shape[0], -1, activation.shape[-1])
-
-
-def _pad_token(model: HuggingFaceModel) -> int:
-    """A padding id for ``generate``: the tokenizer's, else the end-of-sequence id, else 0."""
-    tokenizer, config = model.tokenizer, model.model.generation_config
-    for candidate in (
-        getattr(tokenizer, "pad_token_id", None),
-        config.pad_token_id,
-        config.eos_token_id,
-    ):
-        if isinstance(candidate, int):
-            return candidate
-        if isinstance(candidate, list) and candidate:
-            return int(candidate[0])
-    return 0

@@ -66,3 +66,17 @@ def _encode(model: ModelAdapter, texts: list[str]) -> tuple[Tensor, Tensor | Non
     if all(len(row) == longest for row in rows):
         return tokens, None
     return tokens, torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
+
+
+def pad_token(tokenizer: Any, generation_config: Any) -> int:
+    """A padding id for ``generate``: the tokenizer's, else the end-of-sequence id, else 0."""
+    for candidate in (
+        getattr(tokenizer, "pad_token_id", None),
+        generation_config.pad_token_id,
+        generation_config.eos_token_id,
+    ):
+        if isinstance(candidate, int):
+            return candidate
+        if isinstance(candidate, list) and candidate:
+            return int(candidate[0])
+    return 0

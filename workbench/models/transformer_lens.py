@@ -1,0 +1,340 @@
+"""The ``transformer-lens`` backend: TransformerBridge objects behind the workbench's protocol.
+
+The bridge keeps the checkpoint's own weights: nothing is folded or centred, so every number is the
+hf backend's within rounding. It always makes whole patterns; here each layer's is reduced inside
+its hook and freed before the next layer runs.
+"""
+
+import copy
+import inspect
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from workbench.attention.edits import (
+    EDITABLE_SITES,
+    ActivationEdit,
+    Edit,
+    Intervention,
+    plan_all,
+)
+from workbench.errors import CapabilityError, ConfigError, EngineError
+from workbench.interventions.files import as_intervention
+from workbench.models.base import Captured, ModelSpec, Reducers, Site
+from workbench.models.bridge_hooks import BridgeHooks
+from workbench.models.checkpoint import Source, load_transformers
+from workbench.models.families import LLAMA
+from workbench.models.inputs import Inputs, prepare_inputs
+from workbench.models.memory import tell_pattern_memory
+from workbench.models.outside import layout_of, spec_of
+from workbench.models.pattern_edits import PatternChange, counted
+from workbench.models.reading import keeper, reductions
+from workbench.models.text import generate_with, pad_token
+
+
+class TransformerLensModel:
+    """A TransformerBridge; see ``workbench.models.base.ModelAdapter``."""
+
+    backend = "transformer-lens"
+    attention = "eager"
+    """The bridge makes every pattern: the kernel is always the plain one."""
+
+    def __init__(
+        self, bridge: Any, tokenizer: Any = None, *, name: str = "", revision: str = ""
+    ) -> None:
+        """Take over a bridge: eval mode, weights frozen.
+
+        Args:
+            bridge: A ``TransformerBridge`` around a causal language model of transformers.
+            tokenizer: Its tokenizer, if texts are to be read.
+            name: What people call it.
+            revision: Hub commit or hash of the weights.
+
+        Raises:
+            CapabilityError: The bridge is in compatibility mode.
+        """
+        if bridge.compatibility_mode:
+            raise CapabilityError(
+                "the bridge must hold the checkpoint's own weights; this one is in compatibility mode, "
+                "which folds and centres them (logits of a GPT-OSS were off by 2.47); wrap it before "
+                "enable_compatibility_mode()"
+            )
+        self.bridge = bridge.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.spec = _spec(bridge, name=name, revision=revision)
+        self.hooks = BridgeHooks(bridge, self.spec)
+        self._interventions: list[Intervention] = []
+        # One forward pass at a time: the hook points are the bridge's, not a caller's.
+        self._lock = threading.RLock()
+        accepted = inspect.signature(bridge.original_model.forward).parameters
+        self._takes_positions = "position_ids" in accepted
+
+    @property
+    def capabilities(self) -> frozenset[str]:
+        """What this model can do; without attention there are residual sites only."""
+        can = {"capture", "edits", "generate", "weights"}
+        if self._takes_positions:
+            can.add("positions")
+        if self.spec.n_heads:
+            can |= {"attention", "patterns", "streaming"}
+        return frozenset(can)
+
+    @property
+    def model(self) -> Any:
+        """The transformers model inside, with the bridge's modules in it."""
+        return self.bridge.original_model
+
+    @property
+    def dtype(self) -> str:
+        """The dtype of the weights, e.g. ``float32``."""
+        return str(self.bridge.W_E.dtype).removeprefix("torch.")
+
+    @property
+    def interventions(self) -> tuple[Intervention, ...]:
+        """The interventions that are active now."""
+        return tuple(self._interventions)
+
+    # Forward passes
+
+    def logits(
+        self,
+        tokens: Int[Tensor, "batch pos"],
+        attention_mask: Int[Tensor, "batch pos"] | None = None,
+    ) -> Float[Tensor, "batch pos d_vocab"]:
+        """Run one forward pass and return the logits, on the CPU in float32."""
+        inputs = prepare_inputs(self.spec, tokens, attention_mask)
+        with self._lock, torch.no_grad(), self._hooked({}, inputs):
+            return self._forward(inputs).float().cpu()
+
+    def capture(
+        self,
+        tokens: Int[Tensor, "batch pos"],
+        sites: Sequence[Site | str],
+        reduce: Reducers = None,
+        attention_mask: Int[Tensor, "batch pos"] | None = None,
+        position_ids: Int[Tensor, "batch pos"] | None = None,
+    ) -> Captured:
+        """Run one forward pass and return the activation at each site; see ``ModelAdapter``."""
+        parsed = [Site.parse(site) for site in sites]
+        reads = reductions(self.spec, parsed, reduce)
+        inputs = prepare_inputs(self.spec, tokens, attention_mask, position_ids)
+        tell_pattern_memory(self.spec, inputs, reads)
+        with self._lock, torch.no_grad(), self._hooked(reads, inputs) as captured:
+            self._forward(inputs)
+        return Captured({site: captured[site] for site in parsed})
+
+    def generate(self, prompt: Any, max_new_tokens: int = 64, **options: Any) -> Any:
+        """Continue a text or tokens; edits act on the prompt and on every new token."""
+        return generate_with(self, self._generate_tokens, prompt, max_new_tokens, options)
+
+    def _generate_tokens(
+        self, tokens: Tensor, attention_mask: Tensor | None, options: dict[str, Any]
+    ) -> Tensor:
+        inputs = prepare_inputs(self.spec, tokens, attention_mask)
+        options.setdefault("pad_token_id", pad_token(self.tokenizer, self.model.generation_config))
+        mask = torch.ones_like(tokens) if attention_mask is None else attention_mask
+        device = self.hooks.device
+        with self._lock, torch.no_grad(), self._hooked({}, inputs):
+            # transformers' own loop on the model with the bridge's modules in it: the bridge's loop
+            # needs a tokenizer and takes other arguments.
+            output: Tensor = self.model.generate(
+                tokens.to(device), attention_mask=mask.to(device), **options
+            )
+        return output.cpu()
+
+    @contextmanager
+    def edit(self, *interventions: Any) -> Iterator[None]:
+        """Within the context, logits, capture, generate and every probe see the edits.
+
+        Args:
+            interventions: Objects, the content of intervention files, or their paths.
+
+        Raises:
+            CapabilityError: The bridge cannot carry an edit out on this architecture.
+        """
+        added = [as_intervention(item, self.spec) for item in interventions]
+        with self._lock:
+            for edit in plan_all(added, self.spec):
+                self._refuse_edit(edit)
+            before = list(self._interventions)
+            self._interventions = before + added
+            try:
+                yield
+            finally:
+                self._interventions = before
+
+    def weight(self, name: str, layer: int | None = None) -> Tensor:
+        """One weight in TransformerLens' layout, float32 on the CPU; see ``base.WEIGHTS``."""
+        holder = self.bridge
+        if layer is not None and self.spec.n_heads and layer < self.spec.n_layers:
+            holder = self.bridge.blocks[layer].attn
+        of_layer = name in ("W_Q", "W_K", "W_V", "W_O")
+        known = (
+            of_layer
+            or name in ("W_E", "W_U")
+            or (name, self.spec.positions) == ("W_pos", "learned")
+        )
+        if not known or of_layer != (holder is not self.bridge):
+            raise CapabilityError(
+                f"{self.spec.family} has no weight {name} at layer {layer}; see workbench.models.base.WEIGHTS"
+            )
+        found: Tensor = getattr(holder, name)
+        return found.detach().float().cpu()
+
+    # How it is done
+
+    def _forward(self, inputs: Inputs) -> Tensor:
+        arguments: dict[str, Any] = {}
+        if inputs.attention_mask is not None:
+            arguments["attention_mask"] = inputs.attention_mask.to(self.hooks.device)
+        if inputs.position_ids is not None and self._takes_positions:
+            arguments["position_ids"] = inputs.position_ids.to(self.hooks.device)
+        elif inputs.position_ids is not None and self.spec.positions != "alibi":
+            # ALiBi counts real tokens by itself; a state-space model would read the padding.
+            raise CapabilityError(
+                f"explicit positions and left padding need a model that takes position ids; "
+                f"{self.spec.family} does not; pad on the right"
+            )
+        logits: Tensor = self.bridge(
+            inputs.tokens.to(self.hooks.device), return_type="logits", use_cache=False, **arguments
+        )
+        return logits
+
+    @contextmanager
+    def _hooked(self, reads: Mapping[Site, Any], inputs: Inputs) -> Iterator[dict[Site, Any]]:
+        """Install what the reads and the active edits need; remove it on every way out."""
+        captured: dict[Site, Any] = {}
+        calls: Counter[str] = Counter()
+        expected = []
+        with ExitStack() as stack:
+            if reads or self._interventions:
+                stack.enter_context(self.hooks.batch_noted())
+            for edit in plan_all(self._interventions, self.spec):
+                site, change = self._change(edit, inputs)
+                expected.append(str(site))
+                stack.enter_context(self.hooks.changing(site, counted(change, calls, str(site))))
+            for site, reduce in reads.items():
+                keep = keeper(site, reduce, inputs, captured)
+                stack.enter_context(self.hooks.reading(site, keep))
+            yield captured
+        silent = [site for site in expected if not calls[site]]
+        silent += [str(site) for site in reads if site not in captured]
+        if silent:
+            raise EngineError(
+                f"every hook must run in a forward pass; {', '.join(silent)} did not in this bridge of "
+                f"{self.spec.family}; use --backend hf"
+            )
+
+    def _change(self, edit: Edit, inputs: Inputs) -> tuple[Site, Callable[[Tensor], Tensor]]:
+        if isinstance(edit, ActivationEdit):
+            return edit.site, edit.change
+        return Site("pattern", edit.layer), PatternChange(edit, inputs.first_key())
+
+    def _refuse_edit(self, edit: Edit) -> None:
+        if isinstance(edit, ActivationEdit) and edit.site.name not in EDITABLE_SITES:
+            raise CapabilityError(
+                f"an activation edit must be at one of {', '.join(sorted(EDITABLE_SITES))}; got {edit.site}"
+            )
+        site, _ = self._change(edit, Inputs(torch.zeros(1, 1, dtype=torch.long), None, None))
+        with self.hooks.changing(site, lambda x: x):
+            pass
+
+
+# To and from the other backends
+
+
+def load_bridge(source: Source) -> TransformerLensModel:
+    """Load a checkpoint and build its bridge, proving that both give the same logits.
+
+    Raises:
+        ConfigError: A kernel other than eager was asked for.
+        CapabilityError: TransformerLens does not take the architecture, or changes its numbers.
+    """
+    if source.attn_implementation not in (None, "eager"):
+        raise ConfigError(
+            f"the transformer-lens backend runs eager attention only; got {source.attn_implementation}; "
+            "leave attn_implementation out, or use --backend hf"
+        )
+    model, tokenizer, identity = load_transformers(replace(source, attn_implementation="eager"))
+    bridge = build_bridge(model, tokenizer)
+    return TransformerLensModel(bridge, tokenizer, name=identity.name, revision=identity.revision)
+
+
+def bridge_of(model: Any, tokenizer: Any = None) -> Any:
+    """A TransformerBridge on the same weights as a transformers model, which stays as it is.
+
+    Raises:
+        CapabilityError: See ``load_bridge``.
+    """
+    # The bridge replaces modules in place: they are copied, the parameters are shared.
+    shared = {id(parameter): parameter for parameter in model.parameters()}
+    twin = copy.deepcopy(model, shared)
+    twin.set_attn_implementation("eager")
+    return build_bridge(twin, tokenizer)
+
+
+def build_bridge(model: Any, tokenizer: Any = None) -> Any:
+    """Build a bridge around a model with eager attention, changing that model's modules.
+
+    Raises:
+        CapabilityError: See ``load_bridge``.
+    """
+    from transformer_lens.model_bridge.sources import (
+        build_bridge_from_module,
+        detect_tokenizer_bos_eos,
+    )
+
+    tokens = (torch.arange(16)[None] * 7 + 3) % model.get_input_embeddings().weight.shape[0]
+    tokens = tokens.to(model.get_input_embeddings().weight.device)
+    with torch.no_grad():
+        wanted = model(tokens).logits.float()
+    name = model.config.name_or_path or model.config.model_type
+    try:
+        bridge = build_bridge_from_module(
+            model, type(model).__name__, hf_config=model.config, model_name=name
+        )
+        with torch.no_grad():
+            got = bridge(tokens, return_type="logits").float()
+    except (ValueError, RuntimeError, KeyError, AttributeError, NotImplementedError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise CapabilityError(
+            f"TransformerLens must know the architecture; it cannot bridge this {model.config.model_type} "
+            f"({reason}); use --backend nnsight, or hf where it takes the model"
+        ) from error
+    _refuse_difference(got, wanted, model)
+    if tokenizer is not None:
+        # Not through the builder: it fetches the tokenizer again by name to have it add BOS.
+        bridge.tokenizer = copy.deepcopy(tokenizer)
+        prepends, appends = detect_tokenizer_bos_eos(tokenizer)
+        bridge.cfg.tokenizer_prepends_bos, bridge.cfg.tokenizer_appends_eos = prepends, appends
+    return bridge
+
+
+def _refuse_difference(got: Tensor, wanted: Tensor, model: Any) -> None:
+    exact = model.dtype == torch.float32
+    bound = (1e-4 if exact else 5e-2) * max(1.0, float(wanted.abs().max()))
+    difference = float((got - wanted).abs().max())
+    if not difference <= bound:
+        raise CapabilityError(
+            f"the bridge's logits must be the model's within {bound:.1e}; for this {model.config.model_type} "
+            f"they differ by {difference:.1e}; use --backend hf or nnsight"
+        )
+
+
+def _spec(bridge: Any, *, name: str, revision: str) -> ModelSpec:
+    model = bridge.original_model
+    family = layout_of(model.config.get_text_config())
+    if family is None:
+        has_attention = any("attn.hook_z" in hook for hook in bridge.hook_dict)
+        kind = getattr(bridge.cfg, "positional_embedding_type", "rotary")
+        positions = "learned" if kind == "standard" else str(kind)
+        attn = "attn" if has_attention else None
+        family = replace(LLAMA, attn=attn, positions=positions)
+    return spec_of(model, family, name=name, revision=revision)
