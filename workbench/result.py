@@ -157,7 +157,7 @@ class Result:
         """Type and shape of every array, without reading the arrays of a stored result."""
         describe = getattr(self.arrays, "describe", None)
         if describe is not None:
-            return describe()  # type: ignore[no-any-return]
+            return describe()
         return {name: (str(array.dtype), array.shape) for name, array in self.arrays.items()}
 
     def document(self) -> dict[str, Any]:
@@ -179,7 +179,7 @@ class Result:
 
     def table(self) -> dict[str, list[Any]]:
         """The columns of the headline table."""
-        return self.measured.table()  # type: ignore[no-any-return]
+        return self.measured.table()
 
     def to_dataframe(self) -> Any:
         """The headline table as a pandas DataFrame.

@@ -139,7 +139,7 @@ def _to_image(kind: str) -> Callable[[Result], bytes]:
                 "has none, save it as .html or .json"
             )
         try:
-            return figures[0].to_image(format=kind)  # type: ignore[no-any-return]
+            return figures[0].to_image(format=kind)
         # What plotly raises without kaleido (ValueError) and without a browser (RuntimeError).
         except (ImportError, ValueError, RuntimeError) as error:
             raise WorkbenchError(
