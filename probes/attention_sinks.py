@@ -124,7 +124,7 @@ class AttentionSinkResult:
             found["sink_rate_at_0"] = self.sink_rate(0)
         return found
 
-    def table(self) -> dict[str, list[float]]:
+    def table(self) -> dict[str, list[int] | list[float]]:
         """One row a head: how often it sinks, how much it attends, how far its value is drained."""
         pos = self.config.position
         n_layers, n_heads = self.score.shape[1:3]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from jaxtyping import Int
@@ -35,7 +36,9 @@ class Context:
     progress: Callable[[int, int], None] = field(default=_silent)
     """Called with (prompts done, prompts in all)."""
     labels: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    """Names of what the data holds, e.g. ``{"domain": ("wikipedia", "code")}``."""
+    """One value a prompt, e.g. ``{"domain": ("wikipedia", "wikipedia", "code")}``."""
+    rows: tuple[dict[str, Any], ...] = ()
+    """The whole rows of the data, one a prompt, where the data has columns."""
 
     def generator(self) -> torch.Generator:
         """A fresh generator with the run's seed."""

@@ -65,5 +65,5 @@ def find_figures(probe: Probe) -> Callable[[Any], dict[str, Any]]:
     """The function that draws a probe's result: ``figures(result) -> dict of plotly Figures``."""
     own = importlib.import_module(probe.measure.__module__)
     if hasattr(own, "figures"):
-        return own.figures  # type: ignore[no-any-return]
-    return importlib.import_module(f"probes.figures.{probe.topic}").figures  # type: ignore[no-any-return]
+        return own.figures
+    return importlib.import_module(f"probes.figures.{probe.topic}").figures

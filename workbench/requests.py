@@ -53,7 +53,12 @@ class Options:
 
 
 def request_of(
-    probe: str, model: str, raw: RawPrompts | None, options: Options, settings: Mapping[str, Any]
+    probe: str,
+    model: str,
+    raw: RawPrompts | None,
+    options: Options,
+    settings: Mapping[str, Any],
+    hashes: Path | None = None,
 ) -> str | None:
     """The request's hash, from files and texts alone; None when they do not suffice.
 
@@ -63,6 +68,7 @@ def request_of(
         raw: The prompts as they were found; None for probes that need none.
         options: How the run is done.
         settings: The probe's settings as they were given.
+        hashes: Where hashes of large weight files are remembered.
 
     Raises:
         ModelError: A folder that cannot be loaded.
@@ -71,7 +77,9 @@ def request_of(
     folder = Path(resolve_model(model))
     is_folder = folder.is_dir()
     revision = (
-        folder_revision(folder) if is_folder else resolve_hub_revision(model, options.revision)
+        folder_revision(folder, hashes)
+        if is_folder
+        else resolve_hub_revision(model, options.revision)
     )
     if source is None or revision is None:
         return None

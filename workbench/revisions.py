@@ -92,19 +92,23 @@ def _remember(note: Path, digest: str) -> None:
 # Models
 
 
-def folder_revision(folder: Path, cache: Path | None = None) -> str:
+def folder_revision(
+    folder: Path, cache: Path | None = None, *, allow_remote_code: bool = False
+) -> str:
     """Hash of a local model folder: its configuration and all its weights.
 
     Args:
         folder: In the format of transformers, with safetensors weights.
         cache: Where to remember hashes of large files.
+        allow_remote_code: The user has said that code of the model's own may run.
 
     Raises:
         ModelError: No folder, no ``config.json``, no weights, only pickled weights, or code of
             the model's own that would have to be run.
     """
     config = _read_config(folder)
-    _refuse_remote_code(config, folder)
+    if not allow_remote_code:
+        _refuse_remote_code(config, folder)
     names = [path.name for path in weight_files(folder)]
     kept = [n for n in ("config.json", "generation_config.json") if (folder / n).is_file()]
     try:

@@ -75,7 +75,7 @@ def run(
     raw = None if data is None else read_source(data, options.limit)
     request = None
     if place is not None and isinstance(model, str):
-        request = request_of(probe, model, raw, options, settings)
+        request = request_of(probe, model, raw, options, settings, place.path / "hashes")
         found = answer(place, request) if options.cache == "read" else None
         if found is not None:
             return found
@@ -88,7 +88,7 @@ def _open_store(store: Any, options: Options) -> "Store | None":
 
     if store is None or options.cache == "off":
         return None
-    return Store(store) if isinstance(store, str | Path) else store  # type: ignore[no-any-return]
+    return Store(store) if isinstance(store, str | Path) else store
 
 
 @dataclass(frozen=True)
@@ -158,6 +158,7 @@ class _Job:
             self._batch_size(),
             self.reporter.progress,
             {} if prompts is None else prompts.labels,
+            () if prompts is None else prompts.rows or (),
         )
         tokens = torch.zeros(0, 0, dtype=torch.long) if prompts is None else prompts.tokens
         return self.probe.measure(self.model, tokens, self.config, context)
@@ -223,7 +224,7 @@ def _identity(
     probe: Probe, model: Any, config: Any, prompts: "Prompts | None", options: Options
 ) -> dict[str, Any]:
     """Everything that can change the numbers; its hash is the result's key."""
-    from workbench.prompts import tokens_hash
+    from workbench.prompts import columns_hash, tokens_hash
     from workbench.revisions import tokenizer_hash
 
     spec = model.spec
@@ -241,6 +242,7 @@ def _identity(
         "backend": model.backend,
         "attention": model.attention,
         "tokens": None if prompts is None else tokens_hash(prompts),
+        "columns": None if prompts is None else columns_hash(prompts),
         "seed": options.seed,
         "interventions": [describe_intervention(item) for item in model.interventions],
     }

@@ -74,8 +74,8 @@ def stock_attention(stock: str, module: nn.Module) -> Callable[..., tuple[Tensor
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     if stock == "eager":
-        return sys.modules[type(module).__module__].eager_attention_forward  # type: ignore[no-any-return]
-    return ALL_ATTENTION_FUNCTIONS[stock]  # type: ignore[no-any-return]
+        return sys.modules[type(module).__module__].eager_attention_forward
+    return ALL_ATTENTION_FUNCTIONS[stock]
 
 
 @dataclass

@@ -73,6 +73,6 @@ def _from_dict(content: Mapping[str, Any], spec: ModelSpec) -> Intervention:
     if settings.get("heads") is not None:
         settings["heads"] = tuple((int(layer), int(head)) for layer, head in settings["heads"])
     try:
-        return INTERVENTIONS[name](**settings)  # type: ignore[no-any-return]
+        return INTERVENTIONS[name](**settings)
     except TypeError as error:
         raise ConfigError(f"the settings of {name} must be its own; {error}") from error

@@ -144,11 +144,28 @@ class ModelAdapter(Protocol):
     backend: str
     """ "hf", "transformer-lens", "nnsight" or "toy"."""
 
-    capabilities: frozenset[str]
-    """What it can do: any of CAPABILITIES."""
-
     tokenizer: Any
     """A transformers tokenizer, or None."""
+
+    @property
+    def capabilities(self) -> frozenset[str]:
+        """What it can do: any of CAPABILITIES."""
+        ...
+
+    @property
+    def dtype(self) -> str:
+        """The dtype of the weights, e.g. ``float32``."""
+        ...
+
+    @property
+    def attention(self) -> str:
+        """The attention kernel of an untouched forward pass, e.g. ``sdpa``; "none" without."""
+        ...
+
+    @property
+    def interventions(self) -> tuple[Any, ...]:
+        """The interventions that are active now."""
+        ...
 
     @property
     def spec(self) -> ModelSpec:
