@@ -46,7 +46,10 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: st
     console = Console(markup=False, highlight=False, emoji=False)
     if not console.is_terminal:
         console.width = max(console.width, _WIDTH)
-    console.print(table)
+    # Not printed directly: rich would turn a closed pipe into exit code 1.
+    with console.capture() as capture:
+        console.print(table)
+    sys.stdout.write(capture.get())
 
 
 def number_text(value: float) -> str:
@@ -62,12 +65,14 @@ def print_metrics(metrics: Mapping[str, float]) -> None:
 
 
 @contextmanager
-def reporting(style: str) -> Iterator["Reporter"]:
+def reporting(style: str, *, live: bool = False) -> Iterator["Reporter"]:
     """Give a run something to report to.
 
     Args:
         style: ``bar``; ``json``: one JSON object a line; ``off``; ``auto``: a bar on a terminal,
             otherwise only messages.
+        live: Print messages at once; else only when the work has been done, so that a failure
+            stays one line.
 
     Raises:
         UnknownNameError: Another style.
@@ -86,8 +91,9 @@ def reporting(style: str) -> Iterator["Reporter"]:
     elif style == "bar" or sys.stderr.isatty():
         with _bar() as reporter:
             yield reporter
+    elif live:
+        yield Reporter(message=message)
     else:
-        # Held back until the end, so that a failure stays one line.
         held: list[str] = []
         yield Reporter(message=held.append)
         for text in held:

@@ -56,11 +56,12 @@ def demo_command(
         raise ConfigError(f"-o must be a folder; {output} is a file; choose another name")
     from workbench.discovery import load_probes
 
-    rows = []
-    with reporting("auto") as reporter:
-        for probe in load_probes():
-            for result in _run_probe(probe, model, output / "store", reporter):
-                rows.append(_row(result))
+    with reporting("auto", live=True) as reporter:
+        rows = [
+            _row(result)
+            for probe in load_probes()
+            for result in _run_probe(probe, model, output / "store", reporter)
+        ]
     report = write_report(output / "store", output / "report.html", "What the demo found")
     print_table(("probe", "settings", "prompts", "what it found", "key"), rows)
     message(f"\nreport: {report}")
@@ -74,7 +75,8 @@ def _run_probe(probe: "Probe", model: str, store: Path, reporter: Any) -> Iterat
 
     plain = (Recipe("builtin:natural", {"n_pos": N_POS}) if probe.needs_data else Recipe(None),)
     for recipe in RECIPES.get(probe.name, plain):
-        reporter.message(f"{probe.name} on {model}")
+        settings = " ".join(f"{name}={value}" for name, value in recipe.settings.items())
+        reporter.message(f"{probe.name} {settings}".strip())
         try:
             yield run(
                 probe.name, model, recipe.data, store=store, reporter=reporter, **recipe.settings

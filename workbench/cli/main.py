@@ -80,7 +80,11 @@ def _run(arguments: list[str]) -> int:
     usage_error: Any = typer.BadParameter.__mro__[1]
     command = typer.main.get_command(app)
     try:
-        code = command.main(args=arguments, prog_name="workbench", standalone_mode=False)
+        # Not command.main, which would deal with Ctrl-C and closed pipes in its own way.
+        with command.make_context("workbench", arguments) as context:
+            command.invoke(context)
+    except typer.Exit as error:
+        return error.exit_code
     except usage_error as error:
         path = error.ctx.command_path if error.ctx else "workbench"
         return _say(f"{error.format_message()} (see '{path} --help')", 2)
@@ -94,9 +98,7 @@ def _run(arguments: list[str]) -> int:
             f"{error.strerror.lower()}; choose another place",
             1,
         )
-    if code == INTERRUPTED:  # typer turns Ctrl-C into this code
-        raise KeyboardInterrupt
-    return code if isinstance(code, int) else 0
+    return 0
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

@@ -1,0 +1,56 @@
+# Every command sets up what it needs: a virtual environment with the pinned versions.
+#
+#   make demo    run the probes on the embedded model, write demo/report.html
+#   make test    the test suite            make lint    formatting, style, types
+#   make bench   measure speed and memory  make clean   remove what was made here
+#
+# PYTHON=/path/to/python chooses the interpreter (3.11 or newer).
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+TORCH := $(shell grep '^torch==' constraints.txt)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint bench picture clean
+
+help:
+	@sed -n '3,5s/^# *//p' Makefile
+
+# The newest Python we know to work; a plain python3 if it is new enough.
+PYTHON ?= $(shell for name in python3.13 python3.12 python3.11 python3 python; do \
+	$$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$name && break; \
+	done)
+
+$(STAMP): constraints.txt pyproject.toml
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed and none was found; install it, or say make PYTHON=..." >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; $(PYTHON) is older" >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing the pinned versions into $(VENV) (a minute or two)"
+	@# torch first and alone: nothing after it may choose another one.
+	@$(BIN)/python -m pip install --quiet $(TORCH)
+	@$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,images]'
+	@touch $@
+
+demo: $(STAMP)
+	@$(BIN)/workbench demo -o demo
+
+test: $(STAMP)
+	@$(BIN)/python -m pytest -q -m "not slow and not gpu" --cov --cov-report=term:skip-covered
+
+lint: $(STAMP)
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+
+bench: $(STAMP)
+	@for file in benchmarks/*.py; do $(BIN)/python $$file || exit 1; done
+
+# The picture at the top of the README; needs Chromium.
+picture: $(STAMP)
+	@mkdir -p docs/images
+	@$(BIN)/workbench run attention-sinks --model demo --data builtin:natural --n-pos 64 \
+		--cache off -o docs/images/sinks.svg
+
+clean:
+	rm -rf $(VENV) demo build .pytest_cache .ruff_cache .mypy_cache .hypothesis .coverage
