@@ -221,3 +221,33 @@ def check_finite(model: nn.Module) -> str | None:
         if parameter.device.type != "meta" and not bool(torch.isfinite(parameter).all()):
             return name
     return None
+
+
+def read_weight(
+    model: Any, family: Family, spec: ModelSpec, name: str, layer: int | None = None
+) -> Tensor:
+    """One weight in TransformerLens' layout, float32 on the CPU; see ``base.WEIGHTS``.
+
+    Raises:
+        CapabilityError: The architecture has no such weight, or the table does not know where.
+    """
+    return _weight(model, family, spec, name, layer).detach().float().cpu()
+
+
+def _weight(model: Any, family: Family, spec: ModelSpec, name: str, layer: int | None) -> Tensor:
+    if name == "W_E":
+        return model.get_input_embeddings().weight  # type: ignore[no-any-return]
+    if name == "W_U":
+        return model.get_output_embeddings().weight.T  # type: ignore[no-any-return]
+    if name == "W_pos" and family.position_table:
+        table: Any = model.get_submodule(family.position_table)
+        return table.weight[family.position_offset :]  # type: ignore[no-any-return]
+    if layer is not None and 0 <= layer < spec.n_layers:
+        block = model.get_submodule(family.blocks)[layer]
+        if name in ("W_Q", "W_K", "W_V") and family.read_qkv:
+            return family.read_qkv(block, spec)[("W_Q", "W_K", "W_V").index(name)]
+        if name == "W_O" and family.w_o:
+            return w_o_heads(block.get_submodule(family.w_o), spec.n_heads)
+    raise CapabilityError(
+        f"{spec.family} has no weight {name} at layer {layer}; see workbench.models.base.WEIGHTS"
+    )

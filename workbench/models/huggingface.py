@@ -40,7 +40,7 @@ from workbench.models.base import (
     Site,
     reduction_for,
 )
-from workbench.models.families import Family, family_of, w_o_heads
+from workbench.models.families import Family, family_of, read_weight
 from workbench.models.inputs import Inputs, prepare_inputs
 from workbench.models.memory import tell_pattern_memory
 from workbench.models.text import generate_with, pad_token
@@ -169,7 +169,7 @@ class HuggingFaceModel:
 
     def weight(self, name: str, layer: int | None = None) -> Tensor:
         """One weight in TransformerLens' layout, float32 on the CPU; see ``base.WEIGHTS``."""
-        return self._weight(name, layer).detach().float().cpu()
+        return read_weight(self.model, self.family, self.spec, name, layer)
 
     def to_transformer_lens(self) -> Any:
         """A TransformerBridge on the same weights; this model stays as it is."""
@@ -333,23 +333,6 @@ class HuggingFaceModel:
             return block.get_submodule(family.mid or ""), True
         path = family.attn_out if site.name == "attn_out" else family.mlp_out
         return block.get_submodule(path or ""), False
-
-    def _weight(self, name: str, layer: int | None) -> Tensor:
-        family, spec = self.family, self.spec
-        if name == "W_E":
-            return self.model.get_input_embeddings().weight
-        if name == "W_U":
-            return self.model.get_output_embeddings().weight.T
-        if name == "W_pos" and family.position_table:
-            table: Any = self.model.get_submodule(family.position_table)
-            return table.weight[family.position_offset :]
-        if layer is not None and name in ("W_Q", "W_K", "W_V") and family.read_qkv:
-            return family.read_qkv(self._blocks[layer], spec)[("W_Q", "W_K", "W_V").index(name)]
-        if layer is not None and name == "W_O" and family.w_o:
-            return w_o_heads(self._blocks[layer].get_submodule(family.w_o), spec.n_heads)
-        raise CapabilityError(
-            f"{spec.family} has no weight {name} at layer {layer}; see workbench.models.base.WEIGHTS"
-        )
 
 
 def make_spec(model: Any, family: Family, *, name: str, revision: str) -> ModelSpec:

@@ -85,7 +85,7 @@ def wrap(model: Any, tokenizer: Any = None) -> ModelAdapter:
         from workbench.models.transformer_lens import TransformerLensModel
 
         return TransformerLensModel(model, tokenizer or getattr(model, "tokenizer", None))
-    if "nnsight.LanguageModel" in bases:
+    if bases & {"nnsight.NNsight", "nnsight.TransformersModel", "nnsight.LanguageModel"}:
         from workbench.models.nnsight import NNsightModel
 
         return NNsightModel(model, tokenizer or getattr(model, "tokenizer", None))

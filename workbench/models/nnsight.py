@@ -1,0 +1,258 @@
+"""The ``nnsight`` backend: any transformers model by its own module tree, read by tracing.
+
+The model runs its own forward pass with eager attention; nothing of it is replaced. Generation is
+not offered: nnsight would have to meet every edit at every step of every layer, which the other
+backends do exactly and faster.
+"""
+
+import inspect
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from workbench.attention.edits import ActivationEdit, Intervention, plan_all
+from workbench.errors import CapabilityError
+from workbench.interventions.files import as_intervention
+from workbench.models.base import Captured, Reducers, Site
+from workbench.models.checkpoint import Source, load_transformers
+from workbench.models.families import LLAMA, read_weight
+from workbench.models.inputs import Inputs, prepare_inputs
+from workbench.models.memory import tell_pattern_memory
+from workbench.models.nnsight_stops import Places, Stop, changed_site
+from workbench.models.outside import layout_of, spec_of
+from workbench.models.pattern_edits import PatternChange
+from workbench.models.reading import keeper, reductions
+
+
+class NNsightModel:
+    """An nnsight model; see ``workbench.models.base.ModelAdapter``."""
+
+    backend = "nnsight"
+
+    def __init__(
+        self,
+        lm: Any,
+        tokenizer: Any = None,
+        *,
+        name: str = "",
+        revision: str = "",
+        remote: bool = False,
+    ) -> None:
+        """Take over an nnsight model: eval mode, weights frozen.
+
+        Args:
+            lm: An ``nnsight.NNsight``, ``TransformersModel`` or ``LanguageModel`` around a causal
+                language model of transformers.
+            tokenizer: Its tokenizer, if texts are to be read.
+            name: What people call it.
+            revision: Hub commit or hash of the weights.
+            remote: Run every forward pass on NDIF.
+
+        Raises:
+            CapabilityError: Remote without a key for it.
+        """
+        if remote:
+            _refuse_without_key()
+        elif not getattr(lm, "dispatched", True):
+            lm.dispatch()
+        self.lm = lm
+        self.model = lm._module
+        if not remote:
+            self.model.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.remote = remote
+        self.family = layout_of(self.model.config.get_text_config())
+        self.spec = spec_of(self.model, self.family or LLAMA, name=name, revision=revision)
+        self.places = Places(lm, self.family or LLAMA, self.spec, self.attention)
+        self._interventions: list[Intervention] = []
+        self._lock = threading.RLock()
+        self._takes_positions = (
+            "position_ids" in inspect.signature(type(self.model).forward).parameters
+        )
+
+    @property
+    def capabilities(self) -> frozenset[str]:
+        """What this model can do; of an unknown architecture only the logits."""
+        can = {"positions"} if self._takes_positions else set()
+        if self.remote:
+            can.add("remote")
+        if self.family is None:
+            return frozenset(can)
+        can |= {"capture", "edits"}
+        if self.family.read_qkv or not self.spec.n_heads:
+            can.add("weights")
+        if self.places.has_call():
+            can.add("attention")
+        if self.places.has_pattern():
+            can |= {"patterns", "streaming"}
+        return frozenset(can)
+
+    @property
+    def dtype(self) -> str:
+        """The dtype of the weights, e.g. ``float32``."""
+        return str(self.model.dtype).removeprefix("torch.")
+
+    @property
+    def attention(self) -> str:
+        """The attention implementation (``eager``, ``sdpa``)."""
+        if self.family is not None and self.family.attn is None:
+            return "none"
+        return self.model.config._attn_implementation or "eager"
+
+    @property
+    def interventions(self) -> tuple[Intervention, ...]:
+        """The interventions that are active now."""
+        return tuple(self._interventions)
+
+    def logits(
+        self,
+        tokens: Int[Tensor, "batch pos"],
+        attention_mask: Int[Tensor, "batch pos"] | None = None,
+    ) -> Float[Tensor, "batch pos d_vocab"]:
+        """Run one forward pass and return the logits, on the CPU in float32."""
+        inputs = prepare_inputs(self.spec, tokens, attention_mask)
+        with self._lock, torch.no_grad():
+            return self._trace(inputs, self._stops({}, inputs, {})).detach().float().cpu()
+
+    def capture(
+        self,
+        tokens: Int[Tensor, "batch pos"],
+        sites: Sequence[Site | str],
+        reduce: Reducers = None,
+        attention_mask: Int[Tensor, "batch pos"] | None = None,
+        position_ids: Int[Tensor, "batch pos"] | None = None,
+    ) -> Captured:
+        """Run one forward pass and return the activation at each site; see ``ModelAdapter``."""
+        parsed = [Site.parse(site) for site in sites]
+        reads = reductions(self.spec, parsed, reduce)
+        if self.family is None:
+            raise CapabilityError(
+                f"sites need an architecture whose modules are known; {self.spec.family} here is not; use "
+                "--backend transformer-lens, or read the logits"
+            )
+        inputs = prepare_inputs(self.spec, tokens, attention_mask, position_ids)
+        tell_pattern_memory(self.spec, inputs, reads)
+        captured: dict[Site, Any] = {}
+        with self._lock, torch.no_grad():
+            self._trace(inputs, self._stops(reads, inputs, captured))
+        return Captured({site: captured[site] for site in parsed})
+
+    def generate(self, prompt: Any, max_new_tokens: int = 64, **options: Any) -> Any:
+        """Refuse: see the module's docstring.
+
+        Raises:
+            CapabilityError: Always.
+        """
+        raise CapabilityError(
+            "the nnsight backend does not generate; use --backend hf where it takes the model, else "
+            "transformer-lens"
+        )
+
+    @contextmanager
+    def edit(self, *interventions: Any) -> Iterator[None]:
+        """Within the context, logits, capture and every probe see the edits.
+
+        Args:
+            interventions: Objects, the content of intervention files, or their paths.
+
+        Raises:
+            CapabilityError: An edit cannot be carried out on this architecture.
+        """
+        added = [as_intervention(item, self.spec) for item in interventions]
+        if "edits" not in self.capabilities:
+            raise CapabilityError(
+                f"edits need an architecture whose modules are known; {self.spec.family} here is not; use "
+                "--backend transformer-lens"
+            )
+        with self._lock:
+            for edit in plan_all(added, self.spec):
+                self.places.refuse_edit(changed_site(edit))
+            before = list(self._interventions)
+            self._interventions = before + added
+            try:
+                yield
+            finally:
+                self._interventions = before
+
+    def weight(self, name: str, layer: int | None = None) -> Tensor:
+        """One weight in TransformerLens' layout, float32 on the CPU; see ``base.WEIGHTS``."""
+        return read_weight(self.model, self.family or LLAMA, self.spec, name, layer)
+
+    # How it is done
+
+    def _stops(
+        self, reads: Mapping[Site, Any], inputs: Inputs, captured: dict[Site, Any]
+    ) -> list[Stop]:
+        """What happens along the forward pass, in its order."""
+        self.places.batch = inputs.tokens.shape[0]
+        stops: dict[Site, Stop] = {}
+
+        def at(site: Site) -> Stop:
+            if site not in stops:
+                stops[site] = self.places.stop(site)
+            return stops[site]
+
+        for edit in plan_all(self._interventions, self.spec):
+            if isinstance(edit, ActivationEdit):
+                at(edit.site).changes.append(edit.change)
+            else:
+                change = PatternChange(edit, inputs.first_key())
+                at(changed_site(edit)).changes.append(change)
+        for site, reduce in reads.items():
+            at(site).keeps.append(keeper(site, reduce, inputs, captured))
+        return sorted(stops.values(), key=lambda stop: stop.rank)
+
+    def _trace(self, inputs: Inputs, stops: Sequence[Stop]) -> Tensor:
+        device = self.model.get_input_embeddings().weight.device
+        arguments: dict[str, Any] = {"input_ids": inputs.tokens.to(device), "use_cache": False}
+        if inputs.attention_mask is not None:
+            arguments["attention_mask"] = inputs.attention_mask.to(device)
+        if inputs.position_ids is not None and self._takes_positions:
+            arguments["position_ids"] = inputs.position_ids.to(device)
+        elif inputs.position_ids is not None and self.spec.positions != "alibi":
+            raise CapabilityError(
+                f"explicit positions and left padding need a model that takes position ids; "
+                f"{self.spec.family} does not; pad on the right"
+            )
+        if self.remote:
+            arguments["remote"] = True
+        # nnsight compiles the block from its source: it must stand in a file, over several lines.
+        with self.lm.trace(**arguments):
+            for stop in stops:
+                stop.run()
+            logits = self.lm.output.logits.save()
+        found: Tensor = logits
+        return found
+
+
+def _refuse_without_key() -> None:
+    from nnsight import CONFIG
+
+    if not CONFIG.API.APIKEY:
+        raise CapabilityError(
+            "remote execution on NDIF needs an API key and a network; no key is set; put it into "
+            "NDIF_API_KEY (https://login.ndif.us gives one), or run locally with remote=False"
+        )
+
+
+def load_nnsight(source: Source, *, remote: bool = False) -> NNsightModel:
+    """Load a checkpoint with transformers (eager attention unless asked) and wrap it.
+
+    Raises:
+        CapabilityError: Remote without a key for it.
+    """
+    if remote:
+        _refuse_without_key()
+    from nnsight import NNsight
+
+    kernel = source.attn_implementation or "eager"
+    model, tokenizer, identity = load_transformers(replace(source, attn_implementation=kernel))
+    return NNsightModel(
+        NNsight(model), tokenizer, name=identity.name, revision=identity.revision, remote=remote
+    )
