@@ -1,0 +1,303 @@
+"""Figures of the attention-sinks probe: where heads look, and the norms and angles behind it."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import plotly.graph_objects as go
+from jaxtyping import Float, Int
+from plotly.subplots import make_subplots
+from torch import Tensor
+
+from probes.attention_sinks import AttentionSinkResult, peak_ratio, value_drain
+from probes.figures.closed_forms import own_query_score, uniform_score
+from probes.figures.heatmap import HeadNumbers, layer_head_heatmap
+from probes.figures.lines import head_lines, head_points, line_style, shaded
+from probes.figures.theme import (
+    BAND,
+    FAINT,
+    INK,
+    SEQUENTIAL,
+    SERIES,
+    choose_positions,
+    head_name,
+    log_axis,
+    tick_step,
+    titled,
+)
+
+TOP = 1.02
+"""Of an axis of scores, whose largest is 1."""
+LONG = 256
+"""From so many positions on, their axis is logarithmic: sinks are at the beginning."""
+
+
+def figures(result: AttentionSinkResult) -> dict[str, go.Figure]:
+    """All figures of one result; the swap only where it was measured."""
+    drawn = {
+        "sink_heads": figure_sink_heads(result),
+        "score_by_position": figure_score_by_position(result, log_x=result.score.shape[-1] > LONG),
+        "norms": figure_norms(result),
+        "decomposition": figure_decomposition(result),
+    }
+    if result.config.inputs == "swap":
+        drawn["swap"] = figure_swap(result)
+    return drawn
+
+
+def finding(result: AttentionSinkResult) -> str:
+    """What the result says, in one sentence."""
+    pos, inputs = result.config.position, result.config.inputs
+    score = _head_scores(result)
+    layer, head = divmod(int(score.argmax()), score.shape[1])
+    strongest = f"the strongest head, {head_name(layer, head)},"
+    said = [
+        f"{result.sink_rate():.1%} of (prompt, layer, head) triples sink at position {pos} "
+        f"(score above {result.config.bound:g})",
+        f"{strongest} gives it {score.max():.0%} of its attention on average",
+        f"|v W_O| there is {value_drain(result.ov_norm, pos):.2f} times its mean elsewhere",
+        f"the residual norm at most {_peak(result):.3g} times",
+    ]
+    if inputs == "swap":
+        said.insert(1, f"{result.sink_rate(0):.1%} do at position 0, its partner in the swap")
+    return f"{'; '.join(said)} ({inputs} inputs, {_n(result)})."
+
+
+def figure_sink_heads(result: AttentionSinkResult) -> go.Figure:
+    """Which heads sink: layer x head, the mean score at the judged position."""
+    pos, bound = result.config.position, result.config.bound
+    score = _head_scores(result)
+    figure = layer_head_heatmap(
+        HeadNumbers("mean score (share)", score),
+        (
+            HeadNumbers(
+                "sink rate (share of prompts)", _numpy(result.is_sink().float().mean(0)), ".1%"
+            ),
+            HeadNumbers("value drain |v W_O| (ratio to elsewhere)", _ratio(result.ov_norm, pos)),
+            HeadNumbers("cos(q, k)", _numpy(result.qk_cosine[..., pos])),
+            HeadNumbers("|q||k| (ratio to elsewhere)", _ratio(result.qk_norm_product, pos)),
+        ),
+        # A model without sinks must not look as if it had some: the scale reaches the threshold.
+        scale=(0.0, max(bound, float(np.nanmax(score)))),
+    )
+    _mark_steady_heads(figure, result.sink_heads())
+    return titled(
+        figure,
+        f"Heads that send their attention to position {pos}",
+        f"score: mean attention that key {pos} gets from the queries at or after it, mean over "
+        f"prompts; a sink is a score above {bound:g} on one prompt",
+        _n(result),
+    )
+
+
+def figure_score_by_position(result: AttentionSinkResult, *, log_x: bool = False) -> go.Figure:
+    """Attention received by key position: the strongest heads as lines, the rest as a band.
+
+    Args:
+        result: What the probe found.
+        log_x: Spread the beginning; the axis is then position + 1.
+    """
+    position, bound = result.config.position, result.config.bound
+    lengths = _lengths(result)
+    shown = choose_positions(int(lengths.max()), [position])
+    mean = _numpy(result.score.nanmean(dim=0))[..., shown]
+    x = (shown + int(log_x)).astype(np.float32)
+    own = own_query_score(lengths)[shown] > bound
+    figure = go.Figure([*shaded(x, own, "own query alone passes the threshold", TOP)])
+    figure.add_traces([*head_lines(x, shown, mean, _head_scores(result))])
+    uniform = uniform_score(lengths)[shown].astype(np.float32)
+    figure.add_scatter(
+        x=x, y=uniform, mode="lines", name="uniform attention", line=line_style(INK, "dot")
+    )
+    figure.add_scatter(
+        x=x[[0, -1]],
+        y=[bound, bound],
+        mode="lines",
+        name=f"threshold {bound:g}",
+        line=line_style(INK, "dash", 1),
+    )
+    figure.update_xaxes(title="key position + 1 (tokens)" if log_x else "key position (tokens)")
+    figure.update_xaxes(log_axis(x) if log_x else {"range": [-0.02 * x[-1], x[-1] + 0.5]})
+    figure.update_yaxes(title="mean score (share of attention)", range=[0, TOP])
+    some = "" if len(shown) == lengths.max() else f", {len(shown)} of them drawn"
+    return titled(
+        figure.update_layout(height=470),
+        "Attention received by each key",
+        "score: mean attention that a key gets from the queries at or after it, mean over prompts; "
+        "near a prompt's end a key's own query is most of them, so a high score there is no sink",
+        _n(result) + some,
+    )
+
+
+def figure_norms(result: AttentionSinkResult) -> go.Figure:
+    """Residual, key, value and output norms along depth: the judged position against the rest."""
+    pos = result.config.position
+    panels = {
+        "residual |h|": result.resid_norm,
+        "key |k|": result.key_norm.mean(dim=1),
+        "value |v|": result.value_norm.mean(dim=1),
+        "output |v W_O|": result.ov_norm.mean(dim=1),
+    }
+    figure = make_subplots(2, 2, subplot_titles=list(panels), vertical_spacing=0.24)
+    figure.update_annotations(font_size=14)
+    for index, norm in enumerate(panels.values()):
+        row, col = index // 2 + 1, index % 2 + 1
+        for line in _norm_lines(norm, pos, showlegend=index == 0):
+            figure.add_trace(line, row=row, col=col)
+        depth = "blocks passed (0: entry)" if index == 0 else "layer (index)"
+        figure.update_xaxes(title=depth, dtick=tick_step(len(norm), 8), row=row, col=col)
+        heights = np.stack([_numpy(norm[:, pos]), _elsewhere(norm, pos)])
+        figure.update_yaxes(log_axis(heights), row=row, col=col)
+    figure.update_yaxes(title="L2 norm (model units)", col=1)
+    return titled(
+        figure.update_layout(height=580),
+        f"Norms at position {pos} against the other positions",
+        "means over prompts, and over heads for key, value and output; the residual stream is read "
+        "at the entry and after each block, before the final norm",
+        _n(result),
+    )
+
+
+def figure_decomposition(result: AttentionSinkResult) -> go.Figure:
+    """Angle against length of q.k: which of the two makes the sinks."""
+    pos = result.config.position
+    score = _head_scores(result)
+    number = HeadNumbers("mean score at this position", score)
+    product, cosine = result.qk_norm_product, result.qk_cosine
+    elsewhere = head_points(_elsewhere(product, pos), _elsewhere(cosine, pos), number)
+    elsewhere.update(name="mean elsewhere", marker={"color": BAND, "size": 8})
+    judged = head_points(_numpy(product[..., pos]), _numpy(cosine[..., pos]), number)
+    colorbar = {"title": {"text": "mean score (share)", "side": "right", "font_size": 13}}
+    judged.update(
+        name=f"position {pos}",
+        marker={
+            "color": score.flatten(),
+            "cmin": 0.0,
+            "cmax": max(result.config.bound, float(np.nanmax(score))),
+            "colorscale": SEQUENTIAL,
+            "colorbar": colorbar | {"thickness": 14, "outlinewidth": 0},
+            "size": 10 if score.size <= 400 else 6,
+            "line": {"color": INK, "width": 1},
+        },
+    )
+    figure = go.Figure([elsewhere, judged])
+    widths = np.stack([_numpy(product[..., pos]), _elsewhere(product, pos)])
+    figure.update_xaxes(log_axis(widths), title="|q| |k| (model units)")
+    figure.update_yaxes(title="cos(q, k) (from -1 to 1)", zeroline=True, zerolinecolor=FAINT)
+    return titled(
+        figure.update_layout(height=480),
+        "Angle or length: what makes a key attractive",
+        "q.k = |q| |k| cos(q, k), one point per head; both factors are means over prompts and over "
+        "the queries at or after the key; angle lifts a point, length "
+        "moves it right",
+        _n(result),
+    )
+
+
+def figure_swap(result: AttentionSinkResult) -> go.Figure:
+    """Which position the sink follows when two position embeddings are exchanged."""
+    pos, bound = result.config.position, result.config.bound
+    mean = result.score.nanmean(dim=0)
+    at_zero, at_pos = _numpy(mean[..., 0]), _numpy(mean[..., pos])
+    points = head_points(
+        at_zero,
+        at_pos,
+        HeadNumbers("sink rate", _numpy(result.is_sink().float().mean(dim=0)), ".1%"),
+    )
+    points.update(marker={"color": SERIES[0], "size": 10, "line": {"color": INK, "width": 1}})
+    points.update(name="head")
+    figure = go.Figure(points)
+    ends = [0.0, 1.0]
+    figure.add_scatter(x=ends, y=ends, mode="lines", name="equal", line=line_style(INK, "dot", 1))
+    limit = {"mode": "lines", "line": line_style(INK, "dash", 1), "hoverinfo": "skip"}
+    figure.add_scatter(
+        x=[0, bound, bound], y=[bound, bound, 0], name=f"threshold {bound:g}", **limit
+    )
+    figure.update_xaxes(title="mean score at position 0 (share of attention)", range=[-0.02, 1.02])
+    figure.update_yaxes(title=f"mean score at {pos} (share of attention)", range=[-0.02, 1.02])
+    return titled(
+        figure.update_layout(height=500),
+        f"The sink after positions 0 and {pos} were swapped",
+        f"one token repeated, the position embeddings of 0 and {pos} exchanged; above the diagonal "
+        "the sink follows the embedding",
+        _n(result),
+    )
+
+
+# Numbers of a result
+
+
+def _lengths(result: AttentionSinkResult) -> Int[np.ndarray, " prompt"]:
+    return _numpy((~result.score[:, 0, 0].isnan()).sum(dim=-1))
+
+
+def _n(result: AttentionSinkResult) -> str:
+    lengths = _lengths(result)
+    low, high = int(lengths.min()), int(lengths.max())
+    prompts = "1 prompt" if len(lengths) == 1 else f"{len(lengths)} prompts"
+    return f"n = {prompts} of {high if low == high else f'{low} to {high}'} positions"
+
+
+def _numpy(tensor: Tensor) -> np.ndarray:
+    return np.asarray(tensor)
+
+
+def _head_scores(result: AttentionSinkResult) -> Float[np.ndarray, "layer head"]:
+    return _numpy(result.score[..., result.config.position].nanmean(dim=0))
+
+
+def _ratio(norm: Tensor, pos: int) -> Float[np.ndarray, "layer head"]:
+    return _numpy(peak_ratio(norm, pos))
+
+
+def _elsewhere(values: Float[Tensor, "... pos"], pos: int) -> Float[np.ndarray, "..."]:
+    others = values.clone()
+    others[..., pos] = float("nan")
+    return _numpy(others.nanmean(dim=-1))
+
+
+def _peak(result: AttentionSinkResult) -> float:
+    return peak_ratio(result.resid_norm, result.config.position).max().item()
+
+
+# Parts of figures
+
+
+def _mark_steady_heads(figure: go.Figure, heads: list[tuple[int, int]]) -> None:
+    if heads:
+        layers, columns = zip(*heads, strict=True)
+        marker = {"symbol": "circle", "size": 6, "color": "white", "line": _outline()}
+        figure.add_scatter(
+            x=columns,
+            y=layers,
+            mode="markers",
+            marker=marker,
+            name="sinks on every prompt",
+            hoverinfo="skip",
+            showlegend=True,
+        )
+
+
+def _outline() -> dict[str, object]:
+    return {"color": "black", "width": 1}
+
+
+def _norm_lines(
+    norm: Float[Tensor, "depth pos"], pos: int, *, showlegend: bool
+) -> Iterator[go.Scatter]:
+    depth = np.arange(len(norm))
+    rows = (
+        (f"position {pos}", norm[:, pos], SERIES[1], "solid", "circle"),
+        ("mean elsewhere", _elsewhere(norm, pos), SERIES[0], "dash", "square"),
+    )
+    for name, values, color, dash, symbol in rows:
+        yield go.Scatter(
+            x=depth,
+            y=np.asarray(values),
+            name=name,
+            mode="lines+markers",
+            line=line_style(color, dash),
+            marker={"symbol": symbol, "size": 6},
+            legendgroup=name,
+            showlegend=showlegend,
+            hovertemplate="depth %{x}<br>" + name + ": %{y:.4g}<extra></extra>",
+        )

@@ -1,0 +1,145 @@
+"""The look that all figures share, and what every one of them must state.
+
+Backgrounds are transparent and text is a grey that can be read on white and on near-black, so
+that one figure serves a page of either kind. Colours differ in lightness as well as in hue.
+"""
+
+import textwrap
+from collections.abc import Sequence
+
+import numpy as np
+import plotly.graph_objects as go
+from jaxtyping import Float, Int
+
+INK = "#787878"
+"""Text and axis lines: contrast 4.4 on white and 4.3 on #111."""
+FAINT = "rgba(128, 128, 128, 0.25)"
+MARKED = "rgba(207, 77, 111, 0.20)"
+BAND = "rgba(128, 128, 128, 0.30)"
+SEQUENTIAL = "Viridis"
+"""For magnitudes: equal steps in lightness, told apart in every kind of colour vision."""
+DIVERGING = "PuOr"
+"""Only around a zero that means something."""
+SERIES = ("#1f77c4", "#d55e00", "#0a9a6c", "#b04aa0", "#a67c00", "#cf4d6f")
+"""Lines in one plot: contrast of 3 or more on white and on #111."""
+DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
+
+SUBTITLE_CHARACTERS = 100
+_LINE_PX = 17
+_TITLE_PX = 44
+
+_AXIS = {
+    "gridcolor": FAINT,
+    "zeroline": False,
+    "linecolor": FAINT,
+    "showline": True,
+    "ticks": "outside",
+    "tickcolor": FAINT,
+    "automargin": True,
+    "title": {"standoff": 8, "font_size": 13},
+}
+
+TEMPLATE = go.layout.Template(
+    layout={
+        "font": {"family": "system-ui, Segoe UI, Helvetica, Arial, sans-serif", "size": 13},
+        "font_color": INK,
+        "paper_bgcolor": "rgba(0, 0, 0, 0)",
+        "plot_bgcolor": "rgba(0, 0, 0, 0)",
+        "colorway": SERIES,
+        "xaxis": _AXIS,
+        "yaxis": _AXIS,
+        "title": {
+            "x": 0,
+            "xref": "paper",
+            "xanchor": "left",
+            "y": 1,
+            "yref": "container",
+            "yanchor": "top",
+            "pad": {"t": 14},
+            "font_size": 17,
+            "subtitle_font_size": 12,
+        },
+        "legend": {
+            # Under the axis title, where it can grow by a line without covering anything.
+            "orientation": "h",
+            "x": 0,
+            "y": 0,
+            "yref": "container",
+            "yanchor": "bottom",
+            "font_size": 12,
+        },
+        "margin": {"l": 60, "r": 20, "b": 60},
+        "hoverlabel": {"font_size": 13, "align": "left"},
+        "hovermode": "closest",
+        "modebar": {"bgcolor": "rgba(0, 0, 0, 0)", "color": INK, "activecolor": SERIES[0]},
+    }
+)
+
+
+def titled(figure: go.Figure, title: str, definition: str, n: str) -> go.Figure:
+    """Give a figure the look, its title, and under it the definition and what n is.
+
+    Args:
+        figure: It is changed and returned.
+        title: What is seen, in a few words.
+        definition: What the numbers are, independent of the model.
+        n: Over how much they were taken.
+    """
+    lines = [*textwrap.wrap(f"{definition};", SUBTITLE_CHARACTERS), n]
+    figure.update_layout(
+        template=TEMPLATE,
+        title={"text": title, "subtitle": {"text": "<br>".join(lines)}},
+        margin_t=_TITLE_PX + _LINE_PX * len(lines) + 20,
+    )
+    return figure
+
+
+def head_name(layer: int, head: int) -> str:
+    """The short name of a head, ``L3H7``."""
+    return f"L{layer}H{head}"
+
+
+def tick_step(size: int, at_most: int = 12) -> int:
+    """The distance of ticks on an axis of indices: whole, and round where there are many."""
+    for power in range(10):
+        for digit in (1, 2, 5):
+            if size <= at_most * digit * 10**power:
+                return int(digit * 10**power)
+    raise ValueError(f"size must be under {at_most}e10; got {size}")
+
+
+def log_axis(values: Float[np.ndarray, "..."]) -> dict[str, object]:
+    """A logarithmic axis with a few plain numbers on it (plotly writes "2" for 20 and for 200)."""
+    shown = values[np.isfinite(values) & (values > 0)]
+    axis: dict[str, object] = {"type": "log"}
+    if not shown.size:
+        return axis
+    low, high = float(shown.min()) / 1.05, float(shown.max()) * 1.05
+    decades = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
+    for digits in ((1,), (1, 3), (1, 2, 5), range(1, 10), np.arange(1, 10, 0.5)):
+        ticks = [float(f"{digit}e{power}") for power in decades for digit in digits]
+        inside = [tick for tick in ticks if low <= tick <= high]
+        if len(inside) >= 3:
+            chosen = inside[:: -(-len(inside) // 7)]
+            return axis | {"tickvals": chosen, "ticktext": [f"{tick:g}" for tick in chosen]}
+    return axis | {"tickformat": ".3g", "nticks": 5}
+
+
+def choose_positions(
+    n_pos: int, keep: Sequence[int] = (), at_most: int = 192
+) -> Int[np.ndarray, " shown"]:
+    """Which positions a curve shows: all of them, or the first, the last and some between.
+
+    The values that are shown stay the measured ones; nothing is averaged over neighbours.
+
+    Args:
+        n_pos: How many there are.
+        keep: Positions that must be shown.
+        at_most: About how many are shown; keeps pages of long prompts small.
+    """
+    if n_pos <= at_most:
+        return np.arange(n_pos)
+    third = at_most // 3
+    between = np.geomspace(third, n_pos - third, num=at_most - 2 * third).astype(int)
+    ends = np.concatenate([np.arange(third), np.arange(n_pos - third, n_pos)])
+    return np.unique(np.concatenate([ends, between, np.asarray(keep, dtype=int)]))
