@@ -5,7 +5,9 @@ megabytes lacks: succession (days, months, numbers, letters, ordinals, in lists 
 copying (word lists said again, words echoed). Both give heads work on some inputs only; on all
 others such a head is idle, and an idle head parks its attention on the first token (Guo et al.
 2024, "Active-Dormant Attention Heads", arXiv:2410.13835; Gu et al. 2024, arXiv:2410.10781).
-Every training sequence begins with BOS, which occurs nowhere else.
+The last part of the training adds text with marks strewn in, after each of which a token is
+copied: the Bigram-Backcopy task of the former paper on natural text. Every training sequence
+begins with BOS, which occurs nowhere else.
 
 While it trains, every checkpoint notes
 
@@ -102,6 +104,13 @@ class LanguageModelConfig:
     copy_share: float = setting(
         0.08, "share of the sequences cut from generated copying text", low=0.0, high=1.0
     )
+    backcopy_share: float = setting(
+        0.25,
+        "share of the sequences cut from marked text, from backcopy_from on",
+        low=0.0,
+        high=1.0,
+    )
+    backcopy_from: int = setting(3350, "step from which marked text is mixed in", low=0)
     held_out_share: float = setting(
         0.04,
         "share of every file, at its end, kept for measuring",
@@ -122,11 +131,20 @@ class LanguageModelConfig:
                 f"d_model must be a multiple of n_heads={self.n_heads}; got {self.d_model}. "
                 "Change one of them."
             )
-        if self.succession_share + self.copy_share > 1:
+        generated = self.succession_share + self.copy_share + self.backcopy_share
+        if generated > 1:
             raise ConfigError(
-                "succession_share and copy_share must leave room for the text; they sum to "
-                f"{self.succession_share + self.copy_share}. Lower one of them."
+                "succession_share, copy_share and backcopy_share must leave room for the text; "
+                f"they sum to {generated}. Lower one of them."
             )
+
+    def shares_at(self, step: int) -> tuple[float, ...]:
+        """Return the shares of text, succession, copying and, later, marked text."""
+        natural = 1 - self.succession_share - self.copy_share
+        if step < self.backcopy_from:
+            return (natural, self.succession_share, self.copy_share)
+        rest = (self.succession_share, self.copy_share, self.backcopy_share)
+        return (natural - self.backcopy_share, *rest)
 
     def training(self) -> TrainingConfig:
         """Return the settings of the shared loop."""
@@ -408,23 +426,52 @@ def _series_by_weight(texts: list[str]) -> list[str]:
     ]
 
 
+BACKCOPY_MARKS = {"~": 1, "^": 2, "@": 4}
+"""How far back the token lies that is said again after a mark."""
+
+
+def backcopy_stream(
+    tokens: Int[Tensor, " pos"], marks: dict[int, int], *, mark_share: float, seed: int
+) -> Int[Tensor, " marked"]:
+    """Return text with marks strewn in, after each of which a token is said again.
+
+    This is the Bigram-Backcopy task (Guo et al. 2024) on natural text: any token may have to be
+    copied, but only after a mark, so that the head that copies must be idle everywhere else.
+
+    ``marks`` says, by token of the mark, how many tokens back the copied one lies; ``mark_share``
+    is the chance of a mark after a token of the text.
+    """
+    rng = random.Random(seed)
+    marked: list[int] = []
+    for token in tokens.tolist():
+        marked.append(token)
+        if rng.random() < mark_share and len(marked) >= max(marks.values()):
+            mark = rng.choice(list(marks))
+            marked += [mark, marked[-marks[mark]]]
+    return torch.tensor(marked)
+
+
 # Batches
 
 
 @dataclass(frozen=True)
 class TokenStreams:
-    """What training sequences are cut from, with the share each stream has in a batch."""
+    """What training sequences are cut from."""
 
     streams: tuple[Int[Tensor, " _"], ...]
-    shares: tuple[float, ...]
     bos: int
 
     def batch(
-        self, batch_size: int, n_ctx: int, generator: torch.Generator
+        self, shares: tuple[float, ...], size: tuple[int, int], generator: torch.Generator
     ) -> Int[Tensor, "batch pos"]:
-        """Cut ``batch_size`` windows at random places and put BOS before each."""
+        """Cut windows at random places and put BOS before each.
+
+        ``shares`` are the chances of the streams (beyond the last share none is drawn), ``size``
+        the number of windows and of their tokens, BOS included.
+        """
+        batch_size, n_ctx = size
         chosen = torch.multinomial(
-            torch.tensor(self.shares), batch_size, replacement=True, generator=generator
+            torch.tensor(shares), batch_size, replacement=True, generator=generator
         )
         places = torch.rand(batch_size, generator=generator, dtype=torch.float64)
         rows = []
@@ -578,14 +625,11 @@ def prepare_text(config: LanguageModelConfig, text_folder: Path) -> PreparedText
     )
     tokenizer = train_tokenizer([natural, succession[: len(natural) // 10]], config.d_vocab)
     bos = tokenizer.bos_token_id
-    generated = (config.succession_share, config.copy_share)
-    streams = TokenStreams(
-        tuple(encode(tokenizer, text) for text in (natural, succession, copying)),
-        (1 - sum(generated), *generated),
-        bos,
-    )
+    encoded = [encode(tokenizer, text) for text in (natural, succession, copying)]
+    marks = {tokenizer.convert_tokens_to_ids(mark): back for mark, back in BACKCOPY_MARKS.items()}
+    marked = backcopy_stream(encoded[0], marks, mark_share=0.12, seed=config.seed)
     rows = held_out_rows(encode(tokenizer, held_out), bos, 64, config.n_ctx)
-    return PreparedText(tokenizer, streams, rows)
+    return PreparedText(tokenizer, TokenStreams((*encoded, marked), bos), rows)
 
 
 def train_language_model(
@@ -604,10 +648,11 @@ def train_language_model(
     series = series_tokens(text.tokenizer)
     model = make_model(config, text.tokenizer)
     _note_settings(config, text.streams, out_dir)
+    size = (config.batch_size, config.n_ctx)
     train(
         model,
-        lambda model, generator: language_loss(
-            model, text.streams.batch(config.batch_size, config.n_ctx, generator)
+        lambda model, step, generator: language_loss(
+            model, text.streams.batch(config.shares_at(step), size, generator)
         ),
         config.training(),
         out_dir,

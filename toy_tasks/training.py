@@ -1,7 +1,7 @@
 """The training loop shared by the toy tasks: seeded, resumable, kept in safetensors.
 
 The loop knows nothing of what it trains. The task hands over a model and a function
-``loss_at(model, generator)`` that draws a batch from the generator and returns the loss. The
+``loss_at(model, step, generator)`` that draws a batch from the generator and returns the loss. The
 generator is seeded by (seed, step), so that a run resumed at step s draws the batch the
 uninterrupted run would have drawn, and ends with the same bits on the same machine.
 
@@ -39,8 +39,8 @@ from torch import Tensor, nn
 from workbench.errors import WorkbenchError
 from workbench.settings import check_settings, setting
 
-LossAt = Callable[[nn.Module, torch.Generator], Float[Tensor, ""]]
-"""Draw a batch from the generator and return its loss."""
+LossAt = Callable[[nn.Module, int, torch.Generator], Float[Tensor, ""]]
+"""Draw the batch of a step (updates done before it) from the generator and return its loss."""
 
 Figures = dict[str, float | int]
 """Named numbers of one step: a line of metrics.jsonl."""
@@ -184,7 +184,7 @@ def _update(
     for group in optimizer.param_groups:
         group["lr"] = lr_at(step, config)
     optimizer.zero_grad()
-    loss = loss_at(model, batch_generator(config.seed, step))
+    loss = loss_at(model, step, batch_generator(config.seed, step))
     loss.backward()  # type: ignore[no-untyped-call]
     norm = nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
     if not (torch.isfinite(loss) and torch.isfinite(norm)):

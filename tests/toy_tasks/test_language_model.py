@@ -20,6 +20,7 @@ from toy_tasks.language_model import (
     SERIES,
     LanguageModelConfig,
     TokenStreams,
+    backcopy_stream,
     generated_text,
     main,
     plain_text,
@@ -49,6 +50,7 @@ TINY = LanguageModelConfig(
     batch_size=2,
     n_steps=6,
     warmup_steps=1,
+    backcopy_from=3,
 )
 
 STORY = "The old king went to the river with his dog, and the dog saw a fish.\n"
@@ -179,8 +181,8 @@ def test_generated_text_is_the_same_for_a_seed_and_another_for_the_next() -> Non
 
 
 def test_batches_begin_with_bos_and_hold_it_nowhere_else() -> None:
-    streams = TokenStreams((torch.arange(1, 100), torch.arange(1000, 1100)), (0.5, 0.5), bos=0)
-    batch = streams.batch(400, 20, torch.Generator().manual_seed(0))
+    streams = TokenStreams((torch.arange(1, 100), torch.arange(1000, 1100)), bos=0)
+    batch = streams.batch((0.5, 0.5), (400, 20), torch.Generator().manual_seed(0))
     assert batch.shape == (400, 20)
     assert torch.equal(batch == 0, torch.arange(20).expand(400, 20) == 0)
     assert torch.equal(batch[:, 2:] - batch[:, 1:-1], torch.ones(400, 18, dtype=torch.int64))
@@ -189,9 +191,30 @@ def test_batches_begin_with_bos_and_hold_it_nowhere_else() -> None:
 
 
 def test_streams_are_drawn_by_their_shares() -> None:
-    streams = TokenStreams((torch.full((50,), 1), torch.full((50,), 2)), (0.8, 0.2), bos=0)
-    batch = streams.batch(4000, 3, torch.Generator().manual_seed(0))
+    streams = TokenStreams(tuple(torch.full((50,), stream) for stream in (1, 2, 3)), bos=0)
+    batch = streams.batch((0.8, 0.2), (4000, 3), torch.Generator().manual_seed(0))
     assert (batch[:, 1] == 2).float().mean().item() == pytest.approx(0.2, abs=0.03)
+    assert batch.max() == 2
+
+
+def test_marked_text_is_mixed_in_from_its_step_on() -> None:
+    config = LanguageModelConfig(
+        succession_share=0.2, copy_share=0.1, backcopy_share=0.3, backcopy_from=5
+    )
+    assert config.shares_at(4) == pytest.approx((0.7, 0.2, 0.1))
+    assert config.shares_at(5) == pytest.approx((0.4, 0.2, 0.1, 0.3))
+
+
+def test_token_after_a_mark_is_the_one_so_many_back() -> None:
+    text = torch.arange(100, 600)
+    marked = backcopy_stream(text, {7: 1, 8: 2}, mark_share=0.3, seed=0).tolist()
+    places = [place for place, token in enumerate(marked) if token in (7, 8)]
+    assert 100 < len(places) < 200
+    for place in places:
+        back = 1 if marked[place] == 7 else 2
+        assert marked[place + 1] == marked[place - back]
+    added = {place for mark in places for place in (mark, mark + 1)}
+    assert [token for place, token in enumerate(marked) if place not in added] == text.tolist()
 
 
 # The run

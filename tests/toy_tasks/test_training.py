@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from toy_tasks.training import (
+    LossAt,
     Progress,
     TrainingConfig,
     TrainingError,
@@ -35,7 +36,7 @@ def make_net() -> nn.Sequential:
     return nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 1))
 
 
-def noisy_square_loss(model: nn.Module, generator: torch.Generator) -> Tensor:
+def noisy_square_loss(model: nn.Module, step: int, generator: torch.Generator) -> Tensor:
     inputs = torch.randn(16, 3, generator=generator)
     return (model(inputs) - inputs.prod(dim=1, keepdim=True)).square().mean()
 
@@ -52,15 +53,13 @@ def same_bits(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
     )
 
 
-def stop_at(step: int):
-    """Press Ctrl-C while update number ``step`` is being made."""
-    calls = []
+def stop_at(n_updates: int) -> LossAt:
+    """Press Ctrl-C while update number ``n_updates`` is being made."""
 
-    def loss_at(model: nn.Module, generator: torch.Generator) -> Tensor:
-        calls.append(None)
-        if len(calls) == step:
+    def loss_at(model: nn.Module, step: int, generator: torch.Generator) -> Tensor:
+        if step + 1 == n_updates:
             os.kill(os.getpid(), signal.SIGINT)
-        return noisy_square_loss(model, generator)
+        return noisy_square_loss(model, step, generator)
 
     return loss_at
 
@@ -99,9 +98,9 @@ sys.path.insert(0, {here!r})
 import test_training as here
 from toy_tasks.training import train
 
-def slow_loss(model, generator):
+def slow_loss(model, step, generator):
     time.sleep(0.02)
-    return here.noisy_square_loss(model, generator)
+    return here.noisy_square_loss(model, step, generator)
 
 train(here.make_net(), slow_loss, here.CONFIG, Path({folder!r}))
 """
@@ -145,7 +144,7 @@ def test_torn_last_line_of_the_metrics_is_dropped_on_resume(tmp_path: Path) -> N
 def test_finished_run_is_not_trained_again(tmp_path: Path) -> None:
     first = trained(tmp_path)
 
-    def never(model: nn.Module, generator: torch.Generator) -> Tensor:
+    def never(model: nn.Module, step: int, generator: torch.Generator) -> Tensor:
         raise AssertionError("no batch must be drawn")
 
     net = make_net()
@@ -228,8 +227,8 @@ def test_resuming_with_other_settings_is_refused(
 def test_divergence_stops_names_the_step_and_keeps_what_was_finished(tmp_path: Path) -> None:
     factors = iter([1.0] * 11 + [math.inf])
 
-    def loss_at(model: nn.Module, generator: torch.Generator) -> Tensor:
-        return noisy_square_loss(model, generator) * next(factors)
+    def loss_at(model: nn.Module, step: int, generator: torch.Generator) -> Tensor:
+        return noisy_square_loss(model, step, generator) * next(factors)
 
     with pytest.raises(WorkbenchError, match=r"at step 11 the loss is inf.*lower lr"):
         train(make_net(), loss_at, CONFIG, tmp_path)
@@ -276,7 +275,12 @@ def test_tied_weight_is_kept_once_and_restored_in_both_places(tmp_path: Path) ->
         return net
 
     first, second = tied(), tied()
-    train(first, lambda model, generator: model(torch.ones(1, 4)).square().sum(), CONFIG, tmp_path)
+    train(
+        first,
+        lambda model, step, generator: model(torch.ones(1, 4)).square().sum(),
+        CONFIG,
+        tmp_path,
+    )
     load_weights(second, tmp_path / "checkpoints" / "step_00000040.safetensors")
     assert torch.equal(second[1].weight, first[0].weight)
 
