@@ -104,7 +104,7 @@ class BridgeHooks:
             raise CapabilityError(
                 f"an attention edit must change the pattern before it is used; for {self.spec.family} the "
                 "bridge runs the model's own attention and shows the pattern afterwards; use --backend hf "
-                "where it takes the model, or an edit at z"
+                "where it takes the model, else nnsight"
             )
 
         def on_flat(x: Tensor) -> Tensor:
@@ -126,6 +126,14 @@ class BridgeHooks:
                     break
                 return prefix + name
         raise self.refusal(site)
+
+    def shows(self, site: Site) -> bool:
+        """Whether a site can be read."""
+        try:
+            with self.reading(site, lambda x: None):
+                return True
+        except CapabilityError:
+            return False
 
     def pattern_is_used(self, layer: int | None) -> bool:
         """Whether the values are mixed with what ``hook_pattern`` returns."""

@@ -249,10 +249,15 @@ def load_nnsight(source: Source, *, remote: bool = False) -> NNsightModel:
     """
     if remote:
         _refuse_without_key()
-    from nnsight import NNsight
-
     kernel = source.attn_implementation or "eager"
     model, tokenizer, identity = load_transformers(replace(source, attn_implementation=kernel))
-    return NNsightModel(
-        NNsight(model), tokenizer, name=identity.name, revision=identity.revision, remote=remote
+    return wrap_module(
+        model, tokenizer, name=identity.name, revision=identity.revision, remote=remote
     )
+
+
+def wrap_module(model: Any, tokenizer: Any = None, **about: Any) -> NNsightModel:
+    """Put a transformers model behind nnsight, without its pipeline and tokenizer guessing."""
+    from nnsight import NNsight
+
+    return NNsightModel(NNsight(model), tokenizer, **about)

@@ -29,7 +29,7 @@ from workbench.errors import CapabilityError, ConfigError, EngineError
 from workbench.interventions.files import as_intervention
 from workbench.models.base import Captured, ModelSpec, Reducers, Site
 from workbench.models.bridge_hooks import BridgeHooks
-from workbench.models.checkpoint import Source, load_transformers
+from workbench.models.checkpoint import Source, load_transformers, quiet
 from workbench.models.families import LLAMA
 from workbench.models.inputs import Inputs, prepare_inputs
 from workbench.models.memory import tell_pattern_memory
@@ -82,8 +82,11 @@ class TransformerLensModel:
         can = {"capture", "edits", "generate", "weights"}
         if self._takes_positions:
             can.add("positions")
-        if self.spec.n_heads:
-            can |= {"attention", "patterns", "streaming"}
+        with self._lock:
+            if all(self.hooks.shows(Site(name, 0)) for name in ("q", "k", "v", "z")):
+                can.add("attention")
+            if self.hooks.shows(Site("pattern", 0)):
+                can |= {"patterns", "streaming"}
         return frozenset(can)
 
     @property
@@ -276,7 +279,8 @@ def bridge_of(model: Any, tokenizer: Any = None) -> Any:
     # The bridge replaces modules in place: they are copied, the parameters are shared.
     shared = {id(parameter): parameter for parameter in model.parameters()}
     twin = copy.deepcopy(model, shared)
-    twin.set_attn_implementation("eager")
+    with quiet():
+        twin.set_attn_implementation("eager")
     return build_bridge(twin, tokenizer)
 
 
