@@ -187,7 +187,8 @@ def _figure(name: str, figure: Any) -> str:
     if figure.layout.title.text:
         taken = int(figure.layout.margin.t or 80) - _ROOM_PX
         height -= taken
-        figure.update_layout(title=None, margin_t=_ROOM_PX, height=height)
+        figure.update_layout(title=None, margin_t=_ROOM_PX)
+    figure.update_layout(height=height)
     # In a script element only "<" could end the data early.
     data = figure.to_json().replace("<", "\\u003c")
     return (

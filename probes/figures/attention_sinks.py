@@ -4,16 +4,28 @@ from collections.abc import Iterator
 
 import numpy as np
 import plotly.graph_objects as go
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from plotly.subplots import make_subplots
 from torch import Tensor
 
-from probes.attention_sinks import AttentionSinkResult, peak_ratio, value_drain
+from probes.attention_sinks import AttentionSinkResult, value_drain
 from probes.figures.closed_forms import own_query_score, uniform_score
 from probes.figures.heatmap import HeadNumbers, layer_head_heatmap
 from probes.figures.lines import head_lines, head_points, line_style, shaded
+from probes.figures.sink_numbers import (
+    drawn_text,
+    head_scores,
+    mean_elsewhere,
+    n_text,
+    norm_ratios,
+    prompt_lengths,
+    ratio_at,
+    resid_peak,
+    to_numpy,
+)
 from probes.figures.theme import (
     BAND,
+    DASHES,
     FAINT,
     INK,
     SEQUENTIAL,
@@ -33,10 +45,12 @@ LONG = 256
 
 def figures(result: AttentionSinkResult) -> dict[str, go.Figure]:
     """All figures of one result; the swap only where it was measured."""
+    log_x = result.score.shape[-1] > LONG
     drawn = {
         "sink_heads": figure_sink_heads(result),
-        "score_by_position": figure_score_by_position(result, log_x=result.score.shape[-1] > LONG),
+        "score_by_position": figure_score_by_position(result, log_x=log_x),
         "norms": figure_norms(result),
+        "norms_by_position": figure_norms_by_position(result, log_x=log_x),
         "decomposition": figure_decomposition(result),
     }
     if result.config.inputs == "swap":
@@ -47,7 +61,7 @@ def figures(result: AttentionSinkResult) -> dict[str, go.Figure]:
 def finding(result: AttentionSinkResult) -> str:
     """What the result says, in one sentence."""
     pos, inputs = result.config.position, result.config.inputs
-    score = _head_scores(result)
+    score = head_scores(result)
     layer, head = divmod(int(score.argmax()), score.shape[1])
     strongest = f"the strongest head, {head_name(layer, head)},"
     said = [
@@ -55,26 +69,26 @@ def finding(result: AttentionSinkResult) -> str:
         f"(score above {result.config.bound:g})",
         f"{strongest} gives it {score.max():.0%} of its attention on average",
         f"|v W_O| there is {value_drain(result.ov_norm, pos):.2f} times its mean elsewhere",
-        f"the residual norm at most {_peak(result):.3g} times",
+        f"the residual norm at most {resid_peak(result):.3g} times",
     ]
     if inputs == "swap":
         said.insert(1, f"{result.sink_rate(0):.1%} do at position 0, its partner in the swap")
-    return f"{'; '.join(said)} ({inputs} inputs, {_n(result)})."
+    return f"{'; '.join(said)} ({inputs} inputs, {n_text(result)})."
 
 
 def figure_sink_heads(result: AttentionSinkResult) -> go.Figure:
     """Which heads sink: layer x head, the mean score at the judged position."""
     pos, bound = result.config.position, result.config.bound
-    score = _head_scores(result)
+    score = head_scores(result)
     figure = layer_head_heatmap(
         HeadNumbers("mean score (share)", score),
         (
             HeadNumbers(
-                "sink rate (share of prompts)", _numpy(result.is_sink().float().mean(0)), ".1%"
+                "sink rate (share of prompts)", to_numpy(result.is_sink().float().mean(0)), ".1%"
             ),
-            HeadNumbers("value drain |v W_O| (ratio to elsewhere)", _ratio(result.ov_norm, pos)),
-            HeadNumbers("cos(q, k)", _numpy(result.qk_cosine[..., pos])),
-            HeadNumbers("|q||k| (ratio to elsewhere)", _ratio(result.qk_norm_product, pos)),
+            HeadNumbers("value drain |v W_O| (ratio to elsewhere)", ratio_at(result.ov_norm, pos)),
+            HeadNumbers("cos(q, k)", to_numpy(result.qk_cosine[..., pos])),
+            HeadNumbers("|q||k| (ratio to elsewhere)", ratio_at(result.qk_norm_product, pos)),
         ),
         # A model without sinks must not look as if it had some: the scale reaches the threshold.
         scale=(0.0, max(bound, float(np.nanmax(score)))),
@@ -85,7 +99,7 @@ def figure_sink_heads(result: AttentionSinkResult) -> go.Figure:
         f"Heads that send their attention to position {pos}",
         f"score: mean attention that key {pos} gets from the queries at or after it, mean over "
         f"prompts; a sink is a score above {bound:g} on one prompt",
-        _n(result),
+        n_text(result),
     )
 
 
@@ -97,13 +111,13 @@ def figure_score_by_position(result: AttentionSinkResult, *, log_x: bool = False
         log_x: Spread the beginning; the axis is then position + 1.
     """
     position, bound = result.config.position, result.config.bound
-    lengths = _lengths(result)
+    lengths = prompt_lengths(result)
     shown = choose_positions(int(lengths.max()), [position])
-    mean = _numpy(result.score.nanmean(dim=0))[..., shown]
+    mean = to_numpy(result.score.nanmean(dim=0))[..., shown]
     x = (shown + int(log_x)).astype(np.float32)
     own = own_query_score(lengths)[shown] > bound
     figure = go.Figure([*shaded(x, own, "own query alone passes the threshold", TOP)])
-    figure.add_traces([*head_lines(x, shown, mean, _head_scores(result))])
+    figure.add_traces([*head_lines(x, shown, mean, head_scores(result))])
     uniform = uniform_score(lengths)[shown].astype(np.float32)
     figure.add_scatter(
         x=x, y=uniform, mode="lines", name="uniform attention", line=line_style(INK, "dot")
@@ -115,16 +129,14 @@ def figure_score_by_position(result: AttentionSinkResult, *, log_x: bool = False
         name=f"threshold {bound:g}",
         line=line_style(INK, "dash", 1),
     )
-    figure.update_xaxes(title="key position + 1 (tokens)" if log_x else "key position (tokens)")
-    figure.update_xaxes(log_axis(x) if log_x else {"range": [-0.02 * x[-1], x[-1] + 0.5]})
+    _position_axis(figure, x, log_x=log_x)
     figure.update_yaxes(title="mean score (share of attention)", range=[0, TOP])
-    some = "" if len(shown) == lengths.max() else f", {len(shown)} of them drawn"
     return titled(
         figure.update_layout(height=470),
         "Attention received by each key",
         "score: mean attention that a key gets from the queries at or after it, mean over prompts; "
         "near a prompt's end a key's own query is most of them, so a high score there is no sink",
-        _n(result) + some,
+        n_text(result) + drawn_text(shown, result),
     )
 
 
@@ -145,7 +157,7 @@ def figure_norms(result: AttentionSinkResult) -> go.Figure:
             figure.add_trace(line, row=row, col=col)
         depth = "blocks passed (0: entry)" if index == 0 else "layer (index)"
         figure.update_xaxes(title=depth, dtick=tick_step(len(norm), 8), row=row, col=col)
-        heights = np.stack([_numpy(norm[:, pos]), _elsewhere(norm, pos)])
+        heights = np.stack([to_numpy(norm[:, pos]), mean_elsewhere(norm, pos)])
         figure.update_yaxes(log_axis(heights), row=row, col=col)
     figure.update_yaxes(title="L2 norm (model units)", col=1)
     return titled(
@@ -153,19 +165,54 @@ def figure_norms(result: AttentionSinkResult) -> go.Figure:
         f"Norms at position {pos} against the other positions",
         "means over prompts, and over heads for key, value and output; the residual stream is read "
         "at the entry and after each block, before the final norm",
-        _n(result),
+        n_text(result),
+    )
+
+
+def figure_norms_by_position(result: AttentionSinkResult, *, log_x: bool = False) -> go.Figure:
+    """The norms along the prompt, each over its own mean elsewhere, so that one axis holds all.
+
+    Args:
+        result: What the probe found.
+        log_x: Spread the beginning; the axis is then position + 1.
+    """
+    pos = result.config.position
+    shown = choose_positions(int(prompt_lengths(result).max()), [pos])
+    x = (shown + int(log_x)).astype(np.float32)
+    ratios = norm_ratios(result)
+    figure = go.Figure()
+    for rank, (name, ratio) in enumerate(ratios.items()):
+        figure.add_scatter(
+            x=x,
+            y=ratio[shown],
+            customdata=shown,
+            mode="lines",
+            name=name,
+            line=line_style(SERIES[rank], DASHES[rank]),
+            hovertemplate=f"{name}<br>position %{{customdata}}<br>%{{y:.3g}} times its mean "
+            "elsewhere<extra></extra>",
+        )
+    _position_axis(figure, x, log_x=log_x)
+    heights = np.stack([ratio[shown] for ratio in ratios.values()])
+    figure.update_yaxes(log_axis(heights), title="norm over its mean elsewhere (ratio)")
+    return titled(
+        figure.update_layout(height=430),
+        "Norms along the prompt",
+        f"L2 norm at each position over its mean at all positions but {pos}; means over prompts, "
+        "layers and heads; the residual stream at the depth where it stands out most",
+        n_text(result) + drawn_text(shown, result),
     )
 
 
 def figure_decomposition(result: AttentionSinkResult) -> go.Figure:
     """Angle against length of q.k: which of the two makes the sinks."""
     pos = result.config.position
-    score = _head_scores(result)
+    score = head_scores(result)
     number = HeadNumbers("mean score at this position", score)
     product, cosine = result.qk_norm_product, result.qk_cosine
-    elsewhere = head_points(_elsewhere(product, pos), _elsewhere(cosine, pos), number)
+    elsewhere = head_points(mean_elsewhere(product, pos), mean_elsewhere(cosine, pos), number)
     elsewhere.update(name="mean elsewhere", marker={"color": BAND, "size": 8})
-    judged = head_points(_numpy(product[..., pos]), _numpy(cosine[..., pos]), number)
+    judged = head_points(to_numpy(product[..., pos]), to_numpy(cosine[..., pos]), number)
     colorbar = {"title": {"text": "mean score (share)", "side": "right", "font_size": 13}}
     judged.update(
         name=f"position {pos}",
@@ -180,7 +227,7 @@ def figure_decomposition(result: AttentionSinkResult) -> go.Figure:
         },
     )
     figure = go.Figure([elsewhere, judged])
-    widths = np.stack([_numpy(product[..., pos]), _elsewhere(product, pos)])
+    widths = np.stack([to_numpy(product[..., pos]), mean_elsewhere(product, pos)])
     figure.update_xaxes(log_axis(widths), title="|q| |k| (model units)")
     figure.update_yaxes(title="cos(q, k) (from -1 to 1)", zeroline=True, zerolinecolor=FAINT)
     return titled(
@@ -189,7 +236,7 @@ def figure_decomposition(result: AttentionSinkResult) -> go.Figure:
         "q.k = |q| |k| cos(q, k), one point per head; both factors are means over prompts and over "
         "the queries at or after the key; angle lifts a point, length "
         "moves it right",
-        _n(result),
+        n_text(result),
     )
 
 
@@ -197,11 +244,11 @@ def figure_swap(result: AttentionSinkResult) -> go.Figure:
     """Which position the sink follows when two position embeddings are exchanged."""
     pos, bound = result.config.position, result.config.bound
     mean = result.score.nanmean(dim=0)
-    at_zero, at_pos = _numpy(mean[..., 0]), _numpy(mean[..., pos])
+    at_zero, at_pos = to_numpy(mean[..., 0]), to_numpy(mean[..., pos])
     points = head_points(
         at_zero,
         at_pos,
-        HeadNumbers("sink rate", _numpy(result.is_sink().float().mean(dim=0)), ".1%"),
+        HeadNumbers("sink rate", to_numpy(result.is_sink().float().mean(dim=0)), ".1%"),
     )
     points.update(marker={"color": SERIES[0], "size": 10, "line": {"color": INK, "width": 1}})
     points.update(name="head")
@@ -219,47 +266,17 @@ def figure_swap(result: AttentionSinkResult) -> go.Figure:
         f"The sink after positions 0 and {pos} were swapped",
         f"one token repeated, the position embeddings of 0 and {pos} exchanged; above the diagonal "
         "the sink follows the embedding",
-        _n(result),
+        n_text(result),
     )
 
 
-# Numbers of a result
-
-
-def _lengths(result: AttentionSinkResult) -> Int[np.ndarray, " prompt"]:
-    return _numpy((~result.score[:, 0, 0].isnan()).sum(dim=-1))
-
-
-def _n(result: AttentionSinkResult) -> str:
-    lengths = _lengths(result)
-    low, high = int(lengths.min()), int(lengths.max())
-    prompts = "1 prompt" if len(lengths) == 1 else f"{len(lengths)} prompts"
-    return f"n = {prompts} of {high if low == high else f'{low} to {high}'} positions"
-
-
-def _numpy(tensor: Tensor) -> np.ndarray:
-    return np.asarray(tensor)
-
-
-def _head_scores(result: AttentionSinkResult) -> Float[np.ndarray, "layer head"]:
-    return _numpy(result.score[..., result.config.position].nanmean(dim=0))
-
-
-def _ratio(norm: Tensor, pos: int) -> Float[np.ndarray, "layer head"]:
-    return _numpy(peak_ratio(norm, pos))
-
-
-def _elsewhere(values: Float[Tensor, "... pos"], pos: int) -> Float[np.ndarray, "..."]:
-    others = values.clone()
-    others[..., pos] = float("nan")
-    return _numpy(others.nanmean(dim=-1))
-
-
-def _peak(result: AttentionSinkResult) -> float:
-    return peak_ratio(result.resid_norm, result.config.position).max().item()
-
-
 # Parts of figures
+
+
+def _position_axis(figure: go.Figure, x: Float[np.ndarray, " shown"], *, log_x: bool) -> None:
+    # Room left of position 0, where the lines that matter begin.
+    axis = log_axis(x) if log_x else {"range": [-0.02 * x[-1], x[-1] + 0.5]}
+    figure.update_xaxes(axis, title=f"position{' + 1' if log_x else ''} (tokens)")
 
 
 def _mark_steady_heads(figure: go.Figure, heads: list[tuple[int, int]]) -> None:
@@ -287,7 +304,7 @@ def _norm_lines(
     depth = np.arange(len(norm))
     rows = (
         (f"position {pos}", norm[:, pos], SERIES[1], "solid", "circle"),
-        ("mean elsewhere", _elsewhere(norm, pos), SERIES[0], "dash", "square"),
+        ("mean elsewhere", mean_elsewhere(norm, pos), SERIES[0], "dash", "square"),
     )
     for name, values, color, dash, symbol in rows:
         yield go.Scatter(

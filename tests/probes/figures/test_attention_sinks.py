@@ -9,6 +9,7 @@ import torch
 from probes.figures.attention_sinks import (
     figure_decomposition,
     figure_norms,
+    figure_norms_by_position,
     figure_score_by_position,
     figure_sink_heads,
     figure_swap,
@@ -143,6 +144,20 @@ def test_norm_panels_compare_the_judged_position_with_the_others():
     elsewhere = next(one for one in figure_norms(result).data if one.name == "mean elsewhere")
     others = [pos for pos in range(30) if pos != 2]
     np.testing.assert_allclose(elsewhere.y, result.resid_norm[:, others].mean(dim=1), rtol=1e-6)
+
+
+@pytest.mark.parametrize("position", [0, 4])
+def test_norms_along_the_prompt_meet_the_metrics_at_the_judged_position(position):
+    result = planted_result(position=position)
+    resid, _, value, output = figure_norms_by_position(result, log_x=True).data
+    metrics = result.metrics()
+    np.testing.assert_allclose(resid.y[position], metrics["resid_peak_ratio"], rtol=1e-5)
+    np.testing.assert_allclose(output.y[position], metrics["value_drain"], rtol=1e-5)
+    others = [pos for pos in range(30) if pos != position]
+    mean = result.value_norm.mean(dim=(0, 1))
+    np.testing.assert_allclose(value.y[7], mean[7] / mean[others].mean(), rtol=1e-5)
+    np.testing.assert_array_equal(value.x, np.arange(1, 31))
+    np.testing.assert_array_equal(value.customdata, np.arange(30))
 
 
 def test_decomposition_has_a_point_per_head_at_its_cosine_and_norms():
