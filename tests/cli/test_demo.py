@@ -10,7 +10,7 @@ def test_demo_writes_a_page_and_a_second_run_only_reads(
     monkeypatch.setattr(demo, "RECIPES", {})
     first = command("demo", "-o", tmp_path / "demo", "-m", tiny_folder)
     assert first.code == 0
-    assert "sink_rate" in first.out
+    assert "sink at position 0" in first.out
     assert "next: open" in first.err
     page = (tmp_path / "demo" / "report.html").read_text()
     assert "attention-sinks" in page

@@ -56,17 +56,19 @@ def demo_command(
         raise ConfigError(f"-o must be a folder; {output} is a file; choose another name")
     from workbench.discovery import load_probes
 
+    store = output / "store"
     with reporting("auto", live=True) as reporter:
-        rows = [
-            _row(result)
+        found = [
+            result
             for probe in load_probes()
-            for result in _run_probe(probe, model, output / "store", reporter)
+            for result in _run_probe(probe, model, store, reporter)
         ]
-    report = write_report(output / "store", output / "report.html", "What the demo found")
-    print_table(("probe", "settings", "prompts", "what it found", "key"), rows)
+    keys = [result.key for result in found]
+    report = write_report(store, output / "report.html", "What the demo found", keys)
+    print_table(("probe", "settings", "what it found", "key"), [_row(result) for result in found])
     message(f"\nreport: {report}")
     message(f"next: open {report} in a browser")
-    message(f"      workbench results list --store {output / 'store'}")
+    message(f"      workbench results list --store {store}")
     message("      workbench run attention-sinks --model gpt2 --data my.txt")
 
 
@@ -86,19 +88,26 @@ def _run_probe(probe: "Probe", model: str, store: Path, reporter: Any) -> Iterat
             reporter.message(f"{probe.name} was left out: {error}")
 
 
-def _row(result: "Result") -> tuple[str, str, str, str, str]:
-    from workbench.result import SHORT_KEY
-
-    defaults = _defaults(result.probe)
-    changed = [f"{k}={v}" for k, v in result.config.items() if v != defaults.get(k)]
-    numbers = [f"{name} {number_text(value)}" for name, value in result.metrics().items()]
-    source = (result.provenance.get("prompts") or {}).get("source", "")
-    return result.probe, ", ".join(changed), source, ", ".join(numbers), result.key[:SHORT_KEY]
-
-
-def _defaults(probe: str) -> dict[str, Any]:
+def _row(result: "Result") -> tuple[str, str, str, str]:
     import dataclasses
 
     from workbench.discovery import find_probe
+    from workbench.result import SHORT_KEY
 
-    return dataclasses.asdict(find_probe(probe).config())
+    probe = find_probe(result.probe)
+    defaults = dataclasses.asdict(probe.config())
+    changed = [f"{k}={v}" for k, v in result.config.items() if v != defaults.get(k)]
+    return result.probe, ", ".join(changed), _finding(probe, result), result.key[:SHORT_KEY]
+
+
+def _finding(probe: "Probe", result: "Result") -> str:
+    """What the probe's figures say in one sentence, else its numbers."""
+    import inspect
+
+    from workbench.discovery import find_figures
+
+    say = getattr(inspect.getmodule(find_figures(probe)), "finding", None)
+    if say is None:
+        numbers = result.metrics().items()
+        return ", ".join(f"{name} {number_text(value)}" for name, value in numbers)
+    return str(say(result.measured))

@@ -1,5 +1,6 @@
 """``workbench report``: the whole store as one page."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -24,16 +25,18 @@ def report_command(
     message("next: open it in a browser")
 
 
-def write_report(store: Path, output: Path, title: str = "Interpretability workbench") -> Path:
-    """Write the report of a store and return its path.
+def write_report(
+    store: Path,
+    output: Path,
+    title: str = "Interpretability workbench",
+    keys: Sequence[str] | None = None,
+) -> Path:
+    """Write the report of a store (of some keys, in their order) and return its path.
 
     Raises:
-        WorkbenchError: A package for figures is missing, or the place cannot be written.
+        WorkbenchError: The store is empty, plotly is missing, or the place cannot be written.
     """
     from app.report import write_report as write
-    from workbench.store.files import explained
     from workbench.store.results import Store
 
-    with explained("write", output):
-        write(Store(store), output, title=title)
-    return output
+    return write(Store(store), output, title=title, keys=keys)

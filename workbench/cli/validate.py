@@ -29,16 +29,16 @@ def validate_command(
     """
     given.check_output(output)
     from workbench.models.load import load
-    from workbench.models.validate import validate_model
+    from workbench.models.validate import companions, to_rows, validate_model
 
     loaded = load(model, backend, revision, dtype, device)
-    checks = list(validate_model(loaded))
+    checks = validate_model(loaded, other_backends=companions(loaded))
     document = {
         "model": loaded.spec.name,
         "revision": loaded.spec.revision,
         "backend": loaded.backend,
         "passed": not any(check.passed is False for check in checks),
-        "checks": [vars(check) for check in checks],
+        "checks": to_rows(checks),
     }
     if output is not None:
         _write(output, document)
@@ -47,8 +47,14 @@ def validate_command(
     else:
         print_table(("check", "", "value", "bound", "detail"), [_row(check) for check in checks])
     if not document["passed"]:
-        failed = [check.name for check in checks if check.passed is False]
-        message(f"workbench: every check must pass on {loaded.spec.name}; failed: {failed[0]}")
+        failed = [
+            f"{check.name} ({check.value}, bound {check.bound})"
+            for check in checks
+            if check.passed is False
+        ]
+        message(
+            f"workbench: every check must pass on {loaded.spec.name}; failed: {', '.join(failed)}"
+        )
         raise typer.Exit(1)
 
 
