@@ -105,7 +105,7 @@ class LanguageModelConfig:
         0.08, "share of the sequences cut from generated copying text", low=0.0, high=1.0
     )
     backcopy_share: float = setting(
-        0.25,
+        0.4,
         "share of the sequences cut from marked text, from backcopy_from on",
         low=0.0,
         high=1.0,
@@ -627,7 +627,7 @@ def prepare_text(config: LanguageModelConfig, text_folder: Path) -> PreparedText
     bos = tokenizer.bos_token_id
     encoded = [encode(tokenizer, text) for text in (natural, succession, copying)]
     marks = {tokenizer.convert_tokens_to_ids(mark): back for mark, back in BACKCOPY_MARKS.items()}
-    marked = backcopy_stream(encoded[0], marks, mark_share=0.12, seed=config.seed)
+    marked = backcopy_stream(encoded[0], marks, mark_share=0.2, seed=config.seed)
     rows = held_out_rows(encode(tokenizer, held_out), bos, 64, config.n_ctx)
     return PreparedText(tokenizer, TokenStreams((*encoded, marked), bos), rows)
 
