@@ -236,12 +236,12 @@ def read_weight(
 
 def _weight(model: Any, family: Family, spec: ModelSpec, name: str, layer: int | None) -> Tensor:
     if name == "W_E":
-        return model.get_input_embeddings().weight  # type: ignore[no-any-return]
+        return model.get_input_embeddings().weight
     if name == "W_U":
-        return model.get_output_embeddings().weight.T  # type: ignore[no-any-return]
+        return model.get_output_embeddings().weight.T
     if name == "W_pos" and family.position_table:
         table: Any = model.get_submodule(family.position_table)
-        return table.weight[family.position_offset :]  # type: ignore[no-any-return]
+        return table.weight[family.position_offset :]
     if layer is not None and 0 <= layer < spec.n_layers:
         block = model.get_submodule(family.blocks)[layer]
         if name in ("W_Q", "W_K", "W_V") and family.read_qkv:

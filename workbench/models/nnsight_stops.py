@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from workbench.attention.edits import EDITABLE_SITES, Edit
-from workbench.attention.interface import AttentionInputs, attention_scores
+from workbench.attention.streaming import AttentionInputs, attention_scores
 from workbench.errors import CapabilityError
 from workbench.models.base import ATTENTION_SITES, ModelSpec, Site
 from workbench.models.families import Family

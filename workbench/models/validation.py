@@ -4,7 +4,7 @@ Differences are the largest absolute ones, divided by the largest entry of the r
 where that exceeds 1 (a residual stream with massive activations is exact to its own size only).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -73,6 +73,11 @@ def difference(got: Tensor, wanted: Tensor) -> float:
     return float(((got - wanted).abs() / scale).max())
 
 
+def worst_of(values: Iterable[float]) -> float:
+    """The largest; NaN where there is one (``max`` may pass over it)."""
+    return float(torch.tensor([0.0, *values], dtype=torch.float64).max())
+
+
 def _needs_attention(subject: Subject) -> None:
     if not subject.model.spec.n_heads:
         raise CapabilityError(f"{subject.model.spec.family} has no attention")
@@ -85,19 +90,19 @@ def rows_sum_to_one(subject: Subject) -> Measured:
     sums = {site: patterns[site].sum(dim=-1) for site in sites}
     sinks = _learned_sinks(subject.model)
     if not sinks:
-        worst = max(float((total - 1).abs().max()) for total in sums.values())
+        worst = worst_of(float((total - 1).abs().max()) for total in sums.values())
         return Measured(worst, subject.bound, f"layers {subject.layers}")
-    over = max(float(total.max()) for total in sums.values()) - 1
-    if over > subject.bound:
+    over = worst_of(float(total.max()) for total in sums.values()) - 1
+    if not over <= subject.bound:
         return Measured(over, subject.bound, "rows beside a learned sink sum to more than 1")
     scores = subject.capture(*(Site("attn_scores", layer) for layer in subject.layers))
-    worst = 0.0
+    off = []
     for layer in subject.layers:
         sink = sinks[layer][None, :, None]
         normaliser = torch.logaddexp(scores[Site("attn_scores", layer)].logsumexp(dim=-1), sink)
         share = torch.exp(sink - normaliser)
-        worst = max(worst, float((sums[Site("pattern", layer)] + share - 1).abs().max()))
-    return Measured(worst, subject.bound, "with the learned sink's share")
+        off.append(float((sums[Site("pattern", layer)] + share - 1).abs().max()))
+    return Measured(worst_of(off), subject.bound, "with the learned sink's share")
 
 
 def _learned_sinks(model: Any) -> list[Tensor]:
@@ -164,10 +169,9 @@ def edit_acts_where_it_says(subject: Subject) -> Measured:
     before = subject.capture(*sites)
     with subject.model.edit(edit):
         after = subject.capture(*sites)
-    worst = difference(after[sites[-1]], before[sites[-1]] + edit.vector)
-    for site in sites[:-1]:
-        worst = max(worst, difference(after[site], before[site]))
-    return Measured(worst, subject.bound, f"resid_pre of layers 0 to {layer}")
+    off = [difference(after[site], before[site]) for site in sites[:-1]]
+    off.append(difference(after[sites[-1]], before[sites[-1]] + edit.vector))
+    return Measured(worst_of(off), subject.bound, f"resid_pre of layers 0 to {layer}")
 
 
 def heads_are_zeroed(subject: Subject) -> Measured:
@@ -196,13 +200,13 @@ def pattern_edit_is_exact(subject: Subject) -> Measured:
 
 def streaming_equals_whole(subject: Subject) -> Measured:
     """Statistics collected on the way are those of the whole pattern."""
-    worst = 0.0
+    off: list[float] = []
     for layer in subject.layers:
         site = Site("pattern", layer)
         streamed = subject.capture(site, reduce={"pattern": _STATISTICS})[site]
         wanted = statistics_of_pattern(subject.capture(site)[site], _STATISTICS)
-        worst = max([worst, *(difference(streamed[key], wanted[key]) for key in wanted)])
-    return Measured(worst, subject.bound, ", ".join(_STATISTICS))
+        off += [difference(streamed[key], wanted[key]) for key in wanted]
+    return Measured(worst_of(off), subject.bound, ", ".join(_STATISTICS))
 
 
 def residual_adds_up(subject: Subject) -> Measured:
@@ -211,14 +215,14 @@ def residual_adds_up(subject: Subject) -> Measured:
     names = ["resid_pre", "mlp_out", "resid_post"] + (["attn_out"] if spec.n_heads else [])
     sites = [Site(name, layer) for layer in range(spec.n_layers) for name in names]
     found = subject.capture(*sites)
-    worst = 0.0
+    off = []
     for layer in range(spec.n_layers):
         total = sum(found[Site(name, layer)] for name in names if name != "resid_post")
-        worst = max(worst, difference(found[Site("resid_post", layer)], total))
+        off.append(difference(found[Site("resid_post", layer)], total))
         if layer:
             here, there = found[Site("resid_pre", layer)], found[Site("resid_post", layer - 1)]
-            worst = max(worst, difference(here, there))
-    return Measured(worst, subject.bound, f"{spec.n_layers} layers")
+            off.append(difference(here, there))
+    return Measured(worst_of(off), subject.bound, f"{spec.n_layers} layers")
 
 
 def padding_changes_nothing(side: str) -> Callable[[Subject], Measured]:
@@ -233,13 +237,12 @@ def padding_changes_nothing(side: str) -> Callable[[Subject], Measured]:
         tokens[1, real] = subject.tokens[1, :short]
         tokens[1, pad], mask[1, pad] = 0, 0
         last = Site("resid_post", subject.model.spec.n_layers - 1)
-        worst = 0.0
         alone = subject.tokens[1:2, :short]
         padded = subject.model.logits(tokens, mask)[1:2, real]
-        worst = difference(padded, subject.model.logits(alone))
+        moved = difference(padded, subject.model.logits(alone))
         stream = subject.model.capture(tokens, [last], attention_mask=mask)[last][1:2, real]
         wanted = subject.model.capture(alone, [last])[last]
-        worst = max(worst, difference(stream, wanted))
+        worst = worst_of([moved, difference(stream, wanted)])
         return Measured(worst, subject.bound, f"{n_pos - short} padding tokens on the {side}")
 
     return check
@@ -258,18 +261,20 @@ def cached_equals_uncached(subject: Subject) -> Measured:
     The value is how far the chosen token's logit lies below the best one in the pass without a
     cache, so that a tie is not a failure.
     """
-    n_new, edit = 8, _usable_edit(subject)
-    n_new = min(n_new, subject.model.spec.n_ctx - subject.tokens.shape[1])
-    worst = 0.0
-    with subject.model.edit(edit):
+    n_new = min(8, subject.model.spec.n_ctx - subject.tokens.shape[1])
+    # The edit must be strong enough to choose other tokens, or losing it would not show.
+    edits = (_usable_edit(subject), _strong_steering(subject))
+    gaps = []
+    with subject.model.edit(*edits):
         for row in subject.tokens:
             made = subject.model.generate(row[None], max_new_tokens=n_new, do_sample=False)
             logits = subject.model.logits(made)[0, len(row) - 1 : -1]
             chosen = logits.gather(-1, made[0, len(row) :, None])[:, 0]
             best = logits.amax(dim=-1)
             gap = (best - chosen) / logits.abs().amax(dim=-1).clamp(min=1.0)
-            worst = max(worst, float(gap.max()))
-    return Measured(worst, subject.bound, f"{n_new} tokens a prompt under {edit.name}")
+            gaps.append(float(gap.max()))
+    detail = f"{n_new} tokens a prompt under {' and '.join(edit.name for edit in edits)}"
+    return Measured(worst_of(gaps), subject.bound, detail)
 
 
 def backend_agrees(other: ModelAdapter) -> Callable[[Subject], Measured]:
@@ -277,8 +282,8 @@ def backend_agrees(other: ModelAdapter) -> Callable[[Subject], Measured]:
 
     def check(subject: Subject) -> Measured:
         tokens, model = subject.tokens, subject.model
-        worst = difference(other.logits(tokens), model.logits(tokens))
-        where, compared, refused = "logits", 1, set()
+        off = {"logits": difference(other.logits(tokens), model.logits(tokens))}
+        refused = set()
         for layer in subject.layers:
             for name in (
                 "resid_pre",
@@ -298,12 +303,11 @@ def backend_agrees(other: ModelAdapter) -> Callable[[Subject], Measured]:
                 except CapabilityError:
                     refused.add(name)
                     continue
-                compared += 1
-                found = difference(got, wanted)
-                if not found <= worst:
-                    worst, where = found, str(site)
+                off[str(site)] = difference(got, wanted)
         left = f"; not in both: {', '.join(sorted(refused))}" if refused else ""
-        return Measured(worst, subject.bound, f"{compared} sites, worst {where}{left}")
+        worst = worst_of(off.values())
+        where = next((name for name, value in off.items() if value == worst), "NaN")
+        return Measured(worst, subject.bound, f"{len(off)} sites, worst {where}{left}")
 
     return check
 
@@ -312,6 +316,14 @@ def _steer(subject: Subject, scale: float, layer: int = 0) -> AddVector:
     generator = torch.Generator().manual_seed(1)
     vector = torch.randn(subject.model.spec.d_model, generator=generator)
     return AddVector(f"L{layer}.resid_pre", vector, scale=scale)
+
+
+def _strong_steering(subject: Subject) -> AddVector:
+    """A vector about as long as the residual stream into the last layer."""
+    layer = subject.model.spec.n_layers - 1
+    site = Site("resid_pre", layer)
+    size = float(subject.capture(site)[site].norm(dim=-1).median())
+    return _steer(subject, 2.0 * size / subject.model.spec.d_model**0.5, layer)
 
 
 def _usable_edit(subject: Subject) -> Any:
