@@ -286,3 +286,16 @@ def test_a_folder_loads_as_the_hf_backend_loads_it(tmp_path):
     assert (bridge.logits(tokens()) - hf.logits(tokens())).abs().max() <= BOUND
     with pytest.raises(ConfigError, match="eager attention only"):
         load_bridge(Source(str(tmp_path), "x", attn_implementation="sdpa"))
+
+
+def test_a_model_goes_to_transformer_lens_with_its_tokenizer(tiny_folder):
+    from workbench.models.load import load
+
+    hf = load(str(tiny_folder), device="cpu")
+    bridge = hf.to_transformer_lens()
+    wanted = hf.tokenizer("some text")["input_ids"]
+    assert bridge.to_tokens("some text", prepend_bos=False)[0].tolist() == wanted
+    adapter = wrap(bridge)
+    made = [model.generate("some text", 4, do_sample=False) for model in (hf, adapter)]
+    assert made[0] == made[1]
+    assert hf.tokenizer.pad_token is None

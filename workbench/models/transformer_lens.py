@@ -315,7 +315,10 @@ def build_bridge(model: Any, tokenizer: Any = None) -> Any:
     _refuse_difference(got, wanted, model)
     if tokenizer is not None:
         # Not through the builder: it fetches the tokenizer again by name to have it add BOS.
-        bridge.tokenizer = copy.deepcopy(tokenizer)
+        own = copy.deepcopy(tokenizer)
+        if own.pad_token is None:  # the bridge pads every prompt, a single one too
+            own.pad_token = own.eos_token or own.bos_token
+        bridge.tokenizer = own
         prepends, appends = detect_tokenizer_bos_eos(tokenizer)
         bridge.cfg.tokenizer_prepends_bos, bridge.cfg.tokenizer_appends_eos = prepends, appends
     return bridge
