@@ -59,23 +59,40 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("block_floats", [1, 400, 1 << 20])
+@pytest.mark.parametrize("tile_floats", [1, 700, 3000, 1 << 20])
 @pytest.mark.parametrize("case", CASES)
-def test_blocked_attention_equals_the_definition(case, block_floats, monkeypatch):
-    monkeypatch.setattr(streaming, "BLOCK_FLOATS", block_floats)
+def test_tiled_attention_equals_the_definition(case, tile_floats, monkeypatch):
+    monkeypatch.setattr(streaming, "TILE_FLOATS", tile_floats)
     inputs = make_inputs(n_q=40, n_k=40, **CASES[case])
     pattern, output, log_sum = reference(inputs)
-    found, found_log_sum, statistics = attend(inputs, EVERY)
-    close(found, output)
-    close(found_log_sum, log_sum)
+    found = attend(inputs, EVERY, want=("output", "log_sum"))
+    close(found.output, output)
+    close(found.log_sum, log_sum)
     for name, expected in statistics_of_pattern(pattern, EVERY).items():
-        close(statistics[name], expected)
+        close(found.statistics[name], expected)
 
 
-def test_small_blocks_really_cut_the_queries(monkeypatch):
-    monkeypatch.setattr(streaming, "BLOCK_FLOATS", 1)
-    inputs = make_inputs(n_q=40, n_k=40)
-    assert list(streaming._row_ranges(inputs)) == [(0, 16), (16, 32), (32, 40)]
+def tile_sizes(inputs, **options):
+    return [
+        (
+            t.batches.stop - t.batches.start,
+            t.kv_heads.stop - t.kv_heads.start,
+            t.rows.stop - t.rows.start,
+        )
+        for t in streaming._tiles(inputs, **({"whole_heads": False} | options))
+    ]
+
+
+def test_tiles_shrink_with_the_budget(monkeypatch):
+    inputs = make_inputs(n_q=40, n_k=40)  # 2 prompts, 2 kv heads, 2 query heads each
+    assert tile_sizes(inputs) == [(2, 2, 40)]
+    monkeypatch.setattr(streaming, "TILE_FLOATS", 2 * 2 * 40 * 40)
+    assert tile_sizes(inputs) == [(1, 2, 40)] * 2
+    monkeypatch.setattr(streaming, "TILE_FLOATS", 2 * 40 * 40)
+    assert tile_sizes(inputs) == [(1, 1, 40)] * 4
+    monkeypatch.setattr(streaming, "TILE_FLOATS", 1)
+    assert tile_sizes(inputs) == [(1, 1, 16), (1, 1, 16), (1, 1, 8)] * 4
+    assert tile_sizes(inputs, whole_heads=True) == [(1, 2, 16), (1, 2, 16), (1, 2, 8)] * 2
 
 
 @given(
@@ -88,9 +105,9 @@ def test_small_blocks_really_cut_the_queries(monkeypatch):
 def test_any_shape_with_a_cache_equals_the_definition(n_q, extra, heads, seed):
     inputs = make_inputs(1, *heads, n_q, n_q + extra, seed)
     _, output, log_sum = reference(inputs)
-    found, found_log_sum, _ = attend(inputs, {})
-    close(found, output)
-    close(found_log_sum, log_sum)
+    found = attend(inputs, {}, want=("output", "log_sum"))
+    close(found.output, output)
+    close(found.log_sum, log_sum)
 
 
 @pytest.mark.parametrize("kind", ["bool", "additive"])
@@ -104,20 +121,22 @@ def test_masks_hide_keys_and_empty_rows_give_zero(kind):
         mask = torch.zeros(visible.shape).masked_fill(~visible, torch.finfo(torch.float32).min)
     inputs = dataclasses.replace(inputs, mask=mask)
     pattern, output, _ = reference(inputs)
-    found, _, statistics = attend(inputs, {"whole": WholePattern()})
-    close(found, output)
-    close(statistics["whole"], pattern)
-    assert (found[0, :4] == 0).all()
+    found = attend(inputs, {"whole": WholePattern()}, want=("output", "log_sum"))
+    close(found.output, output)
+    close(found.statistics["whole"], pattern)
+    assert (found.output[0, :4] == 0).all()
+    assert (found.log_sum[0, :, :4] == torch.inf).all()
+    assert found.log_sum[0, :, 4:].isfinite().all()
 
 
 def test_padding_rows_count_for_nothing():
     inputs = make_inputs(batch=1)
     valid = (torch.arange(13) < 9).float()[None]
-    _, _, found = attend(inputs, EVERY, valid)
+    found = attend(inputs, EVERY, valid, want=()).statistics
     cut = AttentionInputs(
         inputs.query[:, :, :9], inputs.key[:, :, :9], inputs.value[:, :, :9], None, 0.7
     )
-    _, _, alone = attend(cut, EVERY)
+    alone = attend(cut, EVERY).statistics
     close(found["received"][..., :9], alone["received"])
     assert (found["received"][..., 9:] == 0).all()
     close(found["entropy"][..., :9], alone["entropy"])
@@ -135,24 +154,23 @@ def test_scores_equal_the_definition():
 def test_uniform_scores_give_the_entropy_of_a_uniform_row():
     inputs = make_inputs()
     flat = dataclasses.replace(inputs, query=torch.zeros_like(inputs.query))
-    _, _, found = attend(flat, {"entropy": RowEntropy()})
+    found = attend(flat, {"entropy": RowEntropy()}).statistics
     close(found["entropy"][0, 0], torch.arange(1, 14).double().log())
 
 
 def test_large_scores_do_not_overflow():
     inputs = make_inputs()
     steep = dataclasses.replace(inputs, scaling=1e4)
-    found, log_sum, _ = attend(steep, {})
-    assert found.isfinite().all()
-    close(found, reference(steep)[1])
-    assert log_sum.isfinite().all()
+    found = attend(steep, {}, want=("output", "log_sum"))
+    close(found.output, reference(steep)[1])
+    assert found.log_sum.isfinite().all()
 
 
 def test_column_mean_divides_by_the_queries_of_the_call():
     # With a cache only the last queries are in the call: the first keys are seen by all of them.
     inputs = make_inputs(batch=1, n_q=3, n_k=10)
     pattern, _, _ = reference(inputs)
-    _, _, found = attend(inputs, {"received": ColumnMean()})
+    found = attend(inputs, {"received": ColumnMean()}).statistics
     counts = torch.tensor([3.0] * 8 + [2.0, 1.0])
     close(found["received"], pattern.sum(-2) / counts)
 
@@ -160,8 +178,7 @@ def test_column_mean_divides_by_the_queries_of_the_call():
 def test_gradients_flow_through_the_blocks():
     inputs = make_inputs(batch=1)
     query = inputs.query.clone().requires_grad_()
-    output, _, _ = attend(dataclasses.replace(inputs, query=query), {})
-    output.square().sum().backward()
+    attend(dataclasses.replace(inputs, query=query), {}).output.square().sum().backward()
     exact = inputs.query.double().clone().requires_grad_()
     key = inputs.key.double().repeat_interleave(2, dim=1)
     value = inputs.value.double().repeat_interleave(2, dim=1)

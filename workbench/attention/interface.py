@@ -10,7 +10,7 @@ process never see each other.
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -239,20 +239,17 @@ def _compute(
     # An output form knows the unedited pattern only: statistics, and a second edit, must see what
     # the first one made of it.
     if edits and (statistics or len(edits) > 1):
-        z, _, found = attend(
-            inputs, statistics, row_valid, change=_block_change(inputs, edits, first_key)
-        )
-        assert z is not None
-        return z, found
-    if fused:
-        z, log_sum, found = attend(inputs, statistics, row_valid)
-    else:
-        z = stock()
-        _, log_sum, found = attend(inputs, statistics, row_valid, with_output=False)
-    assert z is not None
+        change = _block_change(inputs, edits, first_key)
+        whole = attend(inputs, statistics, row_valid, change=change)
+        assert whole.output is not None
+        return whole.output, whole.statistics
+    wanted = (("output",) if fused else ()) + (("log_sum",) if edits else ())
+    found = attend(inputs, statistics, row_valid, want=wanted)
+    z = stock() if found.output is None else found.output
     for edit in edits:
-        z = edit.output(AttentionCall(layer, inputs, log_sum, first_key), z)
-    return z, found
+        assert found.log_sum is not None
+        z = edit.output(AttentionCall(layer, inputs, found.log_sum, first_key), z)
+    return z, found.statistics
 
 
 def _block_change(
@@ -264,11 +261,10 @@ def _block_change(
 
     def change(block: PatternBlock) -> PatternBlock:
         pattern = block.pattern
-        # A block that ends before a prompt's first key holds only rows of padding for it.
-        first = first_key.clamp(min=0, max=pattern.shape[-1] - 1)
+        # A tile that ends before a prompt's first key holds only rows of padding for it.
+        first = first_key[block.batches].clamp(min=0, max=pattern.shape[-1] - 1)
         for edit in edits:
             pattern = edit.pattern(pattern, first)
-        ones = torch.ones_like(block.row_sum)
-        return PatternBlock(pattern, ones, block.q_start, block.k_start, block.row_valid)
+        return replace(block, pattern=pattern)
 
     return change

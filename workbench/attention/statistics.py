@@ -38,8 +38,11 @@ class _ColumnMean(PatternAccumulator):
         self.total = torch.zeros(shape.batch, shape.n_heads, shape.n_k, device=shape.device)
 
     def update(self, block: PatternBlock) -> None:
-        received = torch.matmul(block.row_weight[..., None, :], block.weights)
-        self.total[..., block.columns] += received[..., 0, :]
+        if block.row_valid is None:
+            received = block.pattern.sum(dim=-2)
+        else:
+            received = torch.matmul(block.row_valid[:, None, None], block.pattern)[..., 0, :]
+        self.total[block.batches, block.heads, block.columns] += received
 
     def finish(self) -> Float[Tensor, "batch head k_pos"]:
         shape = self.shape
@@ -68,14 +71,9 @@ class _SinkMass(PatternAccumulator):
         self.positions = positions
 
     def update(self, block: PatternBlock) -> None:
-        inside = [
-            pos - block.k_start
-            for pos in self.positions
-            if block.columns.start <= pos < block.columns.stop
-        ]
-        if inside:
-            taken = block.weights[..., inside].sum(dim=-1)
-            self.mass[..., block.rows] = taken * block.row_weight
+        inside = [pos for pos in self.positions if pos < block.columns.stop]
+        mass = block.pattern[..., inside].sum(dim=-1)
+        self.mass[block.batches, block.heads, block.rows] = _real_rows(mass, block)
 
     def finish(self) -> Float[Tensor, "batch head q_pos"]:
         return self.mass
@@ -97,9 +95,7 @@ class _RowEntropy(PatternAccumulator):
     def update(self, block: PatternBlock) -> None:
         # special.entr is -p log p with entr(0) = 0.
         entropy = torch.special.entr(block.pattern).sum(dim=-1)
-        if block.row_valid is not None:
-            entropy = entropy * block.row_valid[:, None]
-        self.entropy[..., block.rows] = entropy
+        self.entropy[block.batches, block.heads, block.rows] = _real_rows(entropy, block)
 
     def finish(self) -> Float[Tensor, "batch head q_pos"]:
         return self.entropy
@@ -120,7 +116,12 @@ class _WholePattern(PatternAccumulator):
         self.whole = torch.zeros(size, device=shape.device)
 
     def update(self, block: PatternBlock) -> None:
-        self.whole[:, :, block.rows, block.columns] = block.pattern
+        self.whole[block.batches, block.heads, block.rows, block.columns] = block.pattern
 
     def finish(self) -> Float[Tensor, "batch head q_pos k_pos"]:
         return self.whole
+
+
+def _real_rows(x: Float[Tensor, "batch head q_block"], block: PatternBlock) -> Tensor:
+    """Rows of padding set to 0."""
+    return x if block.row_valid is None else x * block.row_valid[:, None]

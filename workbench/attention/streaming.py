@@ -1,11 +1,9 @@
-"""Attention and statistics of its pattern, block of queries by block of queries.
+"""Attention and statistics of its pattern, tile by tile.
 
-For queries Q and keys K the pattern is P = softmax(scaling * Q K^T + mask). One block of query
-rows at a time is made, read by every statistic, mixed into the output and forgotten: memory is
-O(block x T) instead of O(heads x T^2), and one softmax serves output and statistics alike.
-
-With unnormalised weights E = exp(S - rowmax) and row sums Z (plus the learned sink's share,
-where a model has one), P = E / Z. Column sums need no P: sum_q P[q, k] = (1 / Z)^T E.
+For queries Q and keys K the pattern is P = softmax(scaling * Q K^T + mask). One tile of it (some
+prompts, some heads, a block of query rows) at a time is made, read by every statistic, mixed into
+the output and forgotten: memory is O(block x T) instead of O(heads x T^2), and one softmax serves
+output and statistics alike.
 
 Card: attention_sink section 6, identity 7.
 """
@@ -13,15 +11,17 @@ Card: attention_sink section 6, identity 7.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-BLOCK_FLOATS = 1 << 19
-"""Numbers in one block of scores (2 MiB of float32): measured best where a block fits a core's
-second-level cache, see docs/log.md."""
+TILE_FLOATS = 1 << 20
+"""Numbers in one tile of the pattern (4 MiB). With 128 rows a tile, this was fastest from T = 256
+to 4096; see docs/log.md."""
+TILE_ROWS = 128
+"""Query rows in one tile: fewer make the matrix products slow."""
+MIN_TILE_ROWS = 16
 
 
 @dataclass(frozen=True)
@@ -56,57 +56,31 @@ class AttentionInputs:
         """Which keys each query may see, whole: for references and small inputs."""
         n_q, n_k = self.query.shape[2], self.key.shape[2]
         if self.mask is not None:
-            seen = self.mask if self.mask.dtype == torch.bool else self.mask > _hidden(self.mask)
-            return seen[..., :n_k]
+            return _shows(self.mask)[..., :n_k]
         if not self.causal:
             return torch.ones(1, 1, n_q, n_k, dtype=torch.bool, device=self.query.device)
         rows = torch.arange(n_q, device=self.query.device)[:, None] + self.offset
         return (torch.arange(n_k, device=self.query.device) <= rows)[None, None]
 
 
-def _hidden(mask: Tensor) -> float:
-    """Half of the dtype's minimum: what transformers adds to hide a key is below it."""
-    return torch.finfo(mask.dtype).min / 2
-
-
 @dataclass(frozen=True)
 class PatternBlock:
-    """Some rows of the pattern, all heads; columns outside ``k_start ...`` are zero."""
+    """A tile of the pattern: some prompts, some heads, some rows, and the columns they can see."""
 
-    weights: Float[Tensor, "batch head q_block k_span"]
-    """Unnormalised: divide by ``row_sum`` for the pattern."""
-    row_sum: Float[Tensor, "batch head q_block"]
-    """At least 1 for a row that sees anything; infinite for a row that sees nothing."""
-    q_start: int
-    k_start: int
-    row_valid: Float[Tensor, "batch q_block"] | None
+    pattern: Float[Tensor, "tile_batch tile_head q_block k_span"]
+    """After softmax. A row that sees nothing (left padding) is zero; columns past the tile's end
+    are zero too and left out."""
+    batches: slice
+    heads: slice
+    rows: slice
+    columns: slice
+    row_valid: Float[Tensor, "tile_batch q_block"] | None
     """1 for rows of real tokens, 0 for padding; None: all real."""
-
-    @property
-    def rows(self) -> slice:
-        """The queries in this block."""
-        return slice(self.q_start, self.q_start + self.weights.shape[2])
-
-    @property
-    def columns(self) -> slice:
-        """The keys in this block."""
-        return slice(self.k_start, self.k_start + self.weights.shape[3])
-
-    @cached_property
-    def pattern(self) -> Float[Tensor, "batch head q_block k_span"]:
-        """The normalised rows; made only when a statistic needs them."""
-        return self.weights / self.row_sum[..., None]
-
-    @cached_property
-    def row_weight(self) -> Float[Tensor, "batch head q_block"]:
-        """What turns weights into the pattern: 1 / row_sum, 0 for rows of padding."""
-        scale = 1.0 / self.row_sum
-        return scale if self.row_valid is None else scale * self.row_valid[:, None]
 
 
 @dataclass(frozen=True)
 class PatternShape:
-    """The sizes a statistic may need before the first block comes."""
+    """The sizes a statistic may need before the first tile comes."""
 
     batch: int
     n_heads: int
@@ -117,11 +91,11 @@ class PatternShape:
 
 
 class PatternAccumulator(ABC):
-    """Collects one statistic over the blocks of one layer."""
+    """Collects one statistic over the tiles of one layer."""
 
     @abstractmethod
     def update(self, block: PatternBlock) -> None:
-        """Read one block of rows."""
+        """Read one tile; every (prompt, head, row) comes exactly once."""
 
     @abstractmethod
     def finish(self) -> Tensor:
@@ -129,11 +103,26 @@ class PatternAccumulator(ABC):
 
 
 class PatternStatistic(ABC):
-    """A quantity of the pattern that can be collected row block by row block."""
+    """A quantity of the pattern that can be collected tile by tile."""
 
     @abstractmethod
     def start(self, shape: PatternShape) -> PatternAccumulator:
         """Begin to collect it for one layer."""
+
+
+Change = Callable[[PatternBlock], PatternBlock]
+
+
+@dataclass(frozen=True)
+class Attended:
+    """What one pass over a layer's tiles gave."""
+
+    output: Float[Tensor, "batch q_pos head d_value"] | None
+    """None when it was not asked for."""
+    log_sum: Float[Tensor, "batch head q_pos"] | None
+    """Log of every row's softmax normaliser (infinite for a row that sees nothing); None when it
+    was not asked for."""
+    statistics: dict[str, Tensor]
 
 
 def attend(
@@ -141,148 +130,185 @@ def attend(
     statistics: Mapping[str, PatternStatistic],
     row_valid: Float[Tensor, "batch q_pos"] | None = None,
     *,
-    with_output: bool = True,
-    change: "Callable[[PatternBlock], PatternBlock] | None" = None,
-) -> tuple[
-    Float[Tensor, "batch q_pos head d_value"] | None,
-    Float[Tensor, "batch head q_pos"],
-    dict[str, Tensor],
-]:
-    """Compute attention and statistics of its pattern in one blocked pass, in float32.
+    want: tuple[str, ...] = ("output",),
+    change: Change | None = None,
+) -> Attended:
+    """Compute attention and statistics of its pattern in one tiled pass, in float32.
 
     Args:
         inputs: Queries, keys, values, mask and scaling of one layer.
         statistics: What to collect, by name; may be empty.
         row_valid: 1 for queries that are real tokens, 0 for padding; None: all real.
-        with_output: Also mix the values (skip when another kernel makes the output).
-        change: Applied to every block of rows before anything reads it.
-
-    Returns:
-        The output (None without ``with_output``), the log of every row's normaliser (the
-        log-sum-exp of its scores), and the statistics by name.
+        want: What else to return: any of "output" (in the queries' dtype) and "log_sum".
+        change: Applied to every tile before anything reads it; its tiles hold all heads.
     """
     batch, n_heads, n_q, _ = inputs.query.shape
-    n_k = inputs.key.shape[2]
-    shape = PatternShape(batch, n_heads, n_q, n_k, inputs.query.device, row_valid)
+    shape = PatternShape(batch, n_heads, n_q, inputs.key.shape[2], inputs.query.device, row_valid)
     collecting = {name: statistic.start(shape) for name, statistic in statistics.items()}
-    value = inputs.value.float() if with_output else None
-    pieces, log_sums = [], []
-    for block, row_max in _blocks(inputs, row_valid):
-        log_sums.append(row_max + block.row_sum.log())
+    source = _Source.of(inputs)
+    output = log_sum = None
+    if "output" in want:
+        output = inputs.query.new_empty(batch, n_q, n_heads, inputs.value.shape[-1])
+    if "log_sum" in want:
+        log_sum = inputs.query.new_empty(batch, n_heads, n_q, dtype=torch.float32)
+    for tile in _tiles(inputs, whole_heads=change is not None):
+        block = source.block(tile, row_valid, log_sum)
         if change is not None:
             block = change(block)
-        if value is not None:
-            pieces.append(_mix(block, value))
+        if output is not None:
+            mixed = source.mix(block, tile)
+            output[tile.batches, tile.rows, block.heads] = mixed.transpose(1, 2).to(output.dtype)
         for accumulator in collecting.values():
             accumulator.update(block)
-    output = torch.cat(pieces, dim=1).to(inputs.query.dtype) if pieces else None
-    results = {name: accumulator.finish() for name, accumulator in collecting.items()}
-    return output, torch.cat(log_sums, dim=-1), results
+    found = {name: accumulator.finish() for name, accumulator in collecting.items()}
+    return Attended(output, log_sum, found)
 
 
 def attention_scores(inputs: AttentionInputs) -> Float[Tensor, "batch head q_pos k_pos"]:
     """All scaled, capped and masked scores before softmax, in float32; hidden entries -inf."""
-    key = inputs.key.float().transpose(-1, -2)
-    n_k = inputs.key.shape[2]
+    source, n_k = _Source.of(inputs), inputs.key.shape[2]
     whole = inputs.query.new_full((*inputs.query.shape[:3], n_k), -torch.inf, dtype=torch.float32)
-    for start, stop in _row_ranges(inputs):
-        columns = _visible_columns(inputs, start, stop)
-        whole[:, :, start:stop, columns] = _scores(inputs, key, start, stop, columns)
+    for tile in _tiles(inputs, whole_heads=False):
+        heads = source.heads(tile)
+        whole[tile.batches, heads, tile.rows, tile.columns] = source.scores(tile)
     return whole
 
 
-def _mix(
-    block: PatternBlock, value: Float[Tensor, "batch kv_head k_pos d_value"]
-) -> Float[Tensor, "batch q_block head d_value"]:
-    """Weighted sum of the values for a block of queries."""
-    batch, n_heads, n_rows, span = block.weights.shape
-    n_kv = value.shape[1]
-    weights = block.weights.reshape(batch, n_kv, -1, span)
-    mixed = torch.matmul(weights, value[:, :, block.columns])
-    mixed = mixed.reshape(batch, n_heads, n_rows, -1)
-    mixed /= block.row_sum[..., None]
-    return mixed.transpose(1, 2)
+@dataclass(frozen=True)
+class _Tile:
+    """A part of one layer's pattern; several prompts only with all their heads."""
+
+    batches: slice
+    kv_heads: slice
+    rows: slice
+    columns: slice
 
 
-def _blocks(
-    inputs: AttentionInputs, row_valid: Tensor | None
-) -> Iterator[tuple[PatternBlock, Float[Tensor, "batch head q_block"]]]:
-    """Yield the pattern's row blocks with the row maxima that were subtracted."""
-    key = inputs.key.float().transpose(-1, -2)
-    for start, stop in _row_ranges(inputs):
-        columns = _visible_columns(inputs, start, stop)
-        scores = _scores(inputs, key, start, stop, columns)
-        row_max = scores.amax(dim=-1, keepdim=True)
-        if inputs.sinks is not None:
-            row_max = torch.maximum(row_max, inputs.sinks.float()[None, :, None, None])
-        # A row that sees nothing (left padding) has maximum -inf; any finite value makes its
-        # weights exactly 0, and the infinite row sum makes its output 0 instead of NaN.
-        empty = row_max == -torch.inf
-        row_max = row_max.masked_fill(empty, 0.0)
-        weights = _exp(scores, row_max)
-        row_sum = weights.sum(dim=-1)
-        if inputs.sinks is not None:
-            row_sum = row_sum + torch.exp(inputs.sinks.float()[None, :, None] - row_max[..., 0])
-        row_sum = row_sum.masked_fill(empty[..., 0], torch.inf)
-        valid = None if row_valid is None else row_valid[:, start:stop]
-        yield PatternBlock(weights, row_sum, start, columns.start, valid), row_max[..., 0]
+def _tiles(inputs: AttentionInputs, *, whole_heads: bool) -> Iterator[_Tile]:
+    """Cut a layer's pattern so that no tile exceeds TILE_FLOATS, if it can be helped."""
+    batch, n_kv, n_q = inputs.query.shape[0], inputs.key.shape[1], inputs.query.shape[2]
+    per_row = inputs.n_groups * inputs.key.shape[2]
+    n_rows = min(n_q, TILE_ROWS)
+    at_once = n_kv if whole_heads else max(TILE_FLOATS // (per_row * n_rows), 1)
+    if at_once * per_row * n_rows > TILE_FLOATS:
+        n_rows = min(n_rows, max(TILE_FLOATS // (at_once * per_row), MIN_TILE_ROWS))
+    n_prompts, n_heads = max(at_once // n_kv, 1), min(at_once, n_kv)
+    for prompt in range(0, batch, n_prompts):
+        for head in range(0, n_kv, n_heads):
+            for row in range(0, n_q, n_rows):
+                stop = min(row + n_rows, n_q)
+                seen = inputs.offset + stop if inputs.causal else inputs.key.shape[2]
+                yield _Tile(
+                    slice(prompt, min(prompt + n_prompts, batch)),
+                    slice(head, min(head + n_heads, n_kv)),
+                    slice(row, stop),
+                    slice(0, min(seen, inputs.key.shape[2])),
+                )
 
 
-def _exp(scores: Tensor, row_max: Tensor) -> Tensor:
-    if torch.is_grad_enabled() and scores.requires_grad:
-        return torch.exp(scores - row_max)
-    return scores.sub_(row_max).exp_()
+@dataclass(frozen=True)
+class _Source:
+    """A layer's inputs in the layout that the tiles are cut from."""
 
+    inputs: AttentionInputs
+    key: Float[Tensor, "batch kv_head d_head k_pos"]
+    value: Float[Tensor, "batch kv_head k_pos d_value"]
 
-def _row_ranges(inputs: AttentionInputs) -> Iterator[tuple[int, int]]:
-    """Cut the queries so that no block of scores exceeds BLOCK_FLOATS."""
-    batch, n_heads, n_q, _ = inputs.query.shape
-    start = 0
-    while start < n_q:
-        # Causal rows see few keys at first: early blocks are tall, late ones flat.
-        seen = (
-            inputs.offset + start if inputs.mask is None and inputs.causal else inputs.key.shape[2]
-        )
-        rows = max(BLOCK_FLOATS // (batch * n_heads * max(seen, 64)), 16)
-        stop = min(start + rows, n_q)
-        yield start, stop
-        start = stop
+    @staticmethod
+    def of(inputs: AttentionInputs) -> "_Source":
+        key, value = inputs.key.float(), inputs.value.float()
+        if inputs.query.shape[0] > 1:
+            # A product over prompts and heads at once would copy a strided key for every tile.
+            key, value = key.contiguous(), value.contiguous()
+        return _Source(inputs, key.transpose(-1, -2), value)
 
+    def heads(self, tile: _Tile) -> slice:
+        """The query heads of a tile."""
+        groups = self.inputs.n_groups
+        return slice(tile.kv_heads.start * groups, tile.kv_heads.stop * groups)
 
-def _visible_columns(inputs: AttentionInputs, start: int, stop: int) -> slice:
-    """The keys that any query of the block may see, as far as the causal order tells."""
-    if inputs.causal:
-        return slice(0, min(inputs.offset + stop, inputs.key.shape[2]))
-    return slice(0, inputs.key.shape[2])
-
-
-def _scores(
-    inputs: AttentionInputs, key: Tensor, start: int, stop: int, columns: slice
-) -> Float[Tensor, "batch head q_block k_span"]:
-    """Scaled, capped and masked scores of a block; hidden entries are -inf."""
-    batch, n_heads, _, d_head = inputs.query.shape
-    n_kv = inputs.key.shape[1]
-    query = inputs.query[:, :, start:stop].float() * inputs.scaling
-    # Query heads of one group are stacked as rows: keys are never repeated.
-    query = query.reshape(batch, n_kv, -1, d_head)
-    scores = torch.matmul(query, key[..., columns])
-    scores = scores.reshape(batch, n_heads, stop - start, -1)
-    if inputs.softcap is not None:
-        scores = torch.tanh(scores / inputs.softcap) * inputs.softcap
-    if inputs.mask is not None:
-        return _masked(scores, inputs.mask[:, :, start:stop, columns])
-    if not inputs.causal:
+    def scores(self, tile: _Tile) -> Float[Tensor, "tile_batch tile_head q_block k_span"]:
+        """Scaled, capped and masked scores of a tile; hidden entries are -inf."""
+        inputs = self.inputs
+        query = inputs.query[tile.batches, self.heads(tile), tile.rows].float() * inputs.scaling
+        n_prompts, n_heads, n_rows, d_head = query.shape
+        # Query heads of one group are stacked as rows: keys are never repeated.
+        query = query.reshape(n_prompts, n_heads // inputs.n_groups, -1, d_head)
+        scores = torch.matmul(query, self.key[tile.batches, tile.kv_heads, :, tile.columns])
+        scores = scores.view(n_prompts, n_heads, n_rows, -1)
+        if inputs.softcap is not None:
+            scores = torch.tanh(scores / inputs.softcap) * inputs.softcap
+        if inputs.mask is not None:
+            return _masked(scores, self._mask(tile))
+        if inputs.causal:
+            # Only the last columns hold keys that some row of the tile must not see.
+            hidden = torch.ones(n_rows, n_rows, dtype=torch.bool, device=scores.device).triu(1)
+            scores[..., inputs.offset + tile.rows.start :].masked_fill_(hidden, -torch.inf)
         return scores
-    # Only the last stop - start columns hold keys that some row of the block must not see.
-    first = inputs.offset + start
-    n_rows = stop - start
-    hidden = torch.ones(n_rows, n_rows, dtype=torch.bool, device=scores.device).triu(1)
-    scores[..., first : first + n_rows].masked_fill_(hidden, -torch.inf)
-    return scores
+
+    def _mask(self, tile: _Tile) -> Tensor:
+        mask = self.inputs.mask
+        assert mask is not None
+        batches = tile.batches if mask.shape[0] > 1 else slice(None)
+        heads = self.heads(tile) if mask.shape[1] > 1 else slice(None)
+        return mask[batches, heads, tile.rows, tile.columns]
+
+    def block(self, tile: _Tile, row_valid: Tensor | None, log_sum: Tensor | None) -> PatternBlock:
+        """The tile's rows after softmax; also notes their normalisers where asked."""
+        scores = self.scores(tile)
+        heads = self.heads(tile)
+        if self.inputs.sinks is not None:
+            sink = self.inputs.sinks.float()[heads, None, None].expand(*scores.shape[:3], 1)
+            scores = torch.cat([scores, sink], dim=-1)
+        top = None if log_sum is None else scores.amax(dim=-1)
+        pattern = _softmax(scores)
+        if log_sum is not None and top is not None:
+            # p_max = exp(s_max - log_sum): what softmax divided by, without another exp.
+            log_sum[tile.batches, heads, tile.rows] = top - pattern.amax(dim=-1).log()
+        if self.inputs.sinks is not None:
+            pattern = pattern[..., :-1]
+        empty = self._empty(tile)
+        if empty is not None:
+            pattern = pattern.masked_fill(empty[..., None], 0.0)
+            if log_sum is not None:
+                rows = log_sum[tile.batches, heads, tile.rows]
+                log_sum[tile.batches, heads, tile.rows] = rows.masked_fill(empty, torch.inf)
+        valid = None if row_valid is None else row_valid[tile.batches, tile.rows]
+        return PatternBlock(pattern, tile.batches, heads, tile.rows, tile.columns, valid)
+
+    def _empty(self, tile: _Tile) -> Bool[Tensor, "#tile_batch #tile_head q_block"] | None:
+        """Rows that see no key, which softmax makes NaN (or all sink); None: there are none."""
+        if self.inputs.mask is None:
+            return None
+        empty = ~_shows(self._mask(tile)).any(dim=-1)
+        return empty if bool(empty.any()) else None
+
+    def mix(
+        self, block: PatternBlock, tile: _Tile
+    ) -> Float[Tensor, "tile_batch tile_head q_block d_value"]:
+        """Weighted sum of the values for a tile."""
+        n_prompts, n_heads, n_rows, span = block.pattern.shape
+        pattern = block.pattern.reshape(n_prompts, n_heads // self.inputs.n_groups, -1, span)
+        mixed = torch.matmul(pattern, self.value[tile.batches, tile.kv_heads, tile.columns])
+        return mixed.view(n_prompts, n_heads, n_rows, -1)
+
+
+def _softmax(scores: Tensor) -> Tensor:
+    if scores.device.type == "cpu" and not scores.requires_grad:
+        # Row by row and in place: a tile is read from memory once.
+        return torch.softmax(scores, dim=-1, out=scores)
+    return torch.softmax(scores, dim=-1)
+
+
+def _shows(mask: Tensor) -> Bool[Tensor, "..."]:
+    """Where a bool or additive mask lets a query see a key."""
+    if mask.dtype == torch.bool:
+        return mask
+    # transformers hides with the dtype's minimum, or with -inf.
+    return mask > torch.finfo(mask.dtype).min / 2
 
 
 def _masked(scores: Tensor, mask: Tensor) -> Tensor:
-    if mask.dtype == torch.bool:
-        return scores.masked_fill(~mask, -torch.inf)
-    # transformers hides with the dtype's minimum; -inf keeps a fully hidden row recognisable.
-    return (scores + mask).masked_fill(mask < _hidden(mask), -torch.inf)
+    if mask.dtype != torch.bool:
+        scores = scores + mask
+    return scores.masked_fill_(~_shows(mask), -torch.inf)

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -27,8 +26,8 @@ def statistics_of_pattern(
     pattern = pattern.float()
     batch, n_heads, n_q, n_k = pattern.shape
     shape = PatternShape(batch, n_heads, n_q, n_k, pattern.device, row_valid)
-    ones = torch.ones(batch, n_heads, n_q, device=pattern.device)
-    block = PatternBlock(pattern, ones, 0, 0, row_valid)
+    everything = (slice(0, size) for size in pattern.shape)
+    block = PatternBlock(pattern, *everything, row_valid)
     found = {}
     for name, statistic in statistics.items():
         accumulator = statistic.start(shape)
