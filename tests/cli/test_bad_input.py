@@ -79,6 +79,19 @@ def test_unknown_model_when_the_hub_is_out_of_reach(command):
     assert failed.failed_with("cannot load no-such-owner/no-such-model", "network")
 
 
+@pytest.mark.parametrize("verb", ["run", "generate", "validate"])
+def test_misspelt_models_offer_the_nearest(command, model_copy, verb):
+    more = {"run": on("")[4:], "generate": ("--prompt", "a"), "validate": ()}[verb]
+    name = ("attention-sinks",) if verb == "run" else ()
+    near = str(model_copy)
+    failed = command(verb, *name, "--model", near.replace("copy", "coppy"), *more)
+    assert failed.failed_with(f"Did you mean '{near}'?")
+
+
+def test_a_misspelt_demo(command):
+    assert command(*on("dmo")).failed_with("cannot load dmo", "Did you mean 'demo'?")
+
+
 def test_missing_folder(command, tmp_path):
     assert command(*on(tmp_path / "nowhere")).failed_with("there is no folder")
 
@@ -151,6 +164,14 @@ def test_output_into_a_missing_folder_is_refused_before_anything_runs(
     path = tmp_path / "missing" / "sinks.csv"
     assert command(*on(tiny_folder, "-o", path)).failed_with("must exist", "missing")
     assert not path.parent.exists()
+
+
+def test_output_onto_a_full_disk_leaves_no_part_of_it(command, tiny_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORKBENCH_FAULT", "during-file:ENOSPC")
+    data = ("--data", "builtin:natural", "--limit", "2", "--n-pos", "16", "--cache", "off")
+    failed = command(*on(tiny_folder, *data, "--progress", "off", "-o", tmp_path / "sinks.csv"))
+    assert failed.failed_with("no space left", "sinks.csv")
+    assert list(tmp_path.glob("*sinks*")) == []
 
 
 def test_output_of_an_unknown_format(command, tiny_folder, tmp_path):

@@ -46,7 +46,8 @@ def generate_command(
     change = None if intervention is None else read_intervention(intervention, texts)
     from workbench.models.load import load
 
-    loaded = load(model, backend, revision, dtype, device)
+    with given.offering_models(model):
+        loaded = load(model, backend, revision, dtype, device)
 
     def continuation(edit: Any) -> str:
         with nullcontext() if edit is None else loaded.edit(edit):

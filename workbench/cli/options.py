@@ -1,13 +1,15 @@
 """Options that several commands share, and what is read from their texts."""
 
+import difflib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from workbench.errors import ConfigError, UnknownNameError
+from workbench.errors import ConfigError, ModelError, UnknownNameError
 
 ModelName = Annotated[
     str,
@@ -117,6 +119,29 @@ def offer_nearest(probe: str, settings: Iterable[str]) -> None:
             raise UnknownNameError(f"setting of {probe}", name, known)
 
 
+@contextmanager
+def offering_models(name: str) -> Iterator[None]:
+    """Add the nearest model to the error about one that cannot be loaded.
+
+    Raises:
+        ModelError: The error of the block, with the offer where there is a near one.
+    """
+    try:
+        yield
+    except ModelError as error:
+        near = difflib.get_close_matches(name, _models_beside(name), n=1)
+        if not near or Path(name).exists():
+            raise
+        raise ModelError(f"{error}. Did you mean {near[0]!r}?") from error
+
+
+def _models_beside(name: str) -> list[str]:
+    """``demo`` and the model folders that lie where ``name`` would lie."""
+    folder = Path(name).parent
+    configs = folder.glob("*/config.json") if folder.is_dir() else ()
+    return ["demo", *(str(path.parent) for path in configs)]
+
+
 def check_output(path: Path | None) -> None:
     """Refuse a place that cannot be written before anything is computed.
 
@@ -131,3 +156,21 @@ def check_output(path: Path | None) -> None:
         raise ConfigError(
             f"the folder of -o must exist; there is no {path.parent}; make it, or choose another"
         )
+
+
+def write_output(path: Path, content: bytes) -> None:
+    """Write the file of ``-o``, whole or not at all.
+
+    Raises:
+        ConfigError: The place cannot be written.
+    """
+    from workbench.store.files import replace_file
+
+    try:
+        replace_file(path, content)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise ConfigError(
+            f"-o must be a place that can be written; {path}: {reason}; choose another (no part of "
+            "it was written)"
+        ) from error

@@ -118,14 +118,15 @@ def run_command(
         from workbench.run import run
 
         try:
-            result = run(
-                probe,
-                model,
-                given.read_data(data),
-                store=_open_store(store),
-                reporter=reporter,
-                **{**flags, **options, **own},
-            )
+            with given.offering_models(model):
+                result = run(
+                    probe,
+                    model,
+                    given.read_data(data),
+                    store=_open_store(store),
+                    reporter=reporter,
+                    **{**flags, **options, **own},
+                )
         except UnknownNameError:
             given.offer_nearest(probe, own)
             raise
@@ -153,7 +154,6 @@ def _writer(output: Path | None, kind: str | None, as_json: bool) -> Any:
     """What writes the result besides the store, checked before anything is computed."""
     if output is None and kind is None:
         return None
-    from workbench.store.files import explained, replace_file
     from workbench.store.formats import FORMATS
 
     suffix = f".{kind.lower().lstrip('.')}" if kind else output.suffix.lower() if output else ""
@@ -171,8 +171,7 @@ def _writer(output: Path | None, kind: str | None, as_json: bool) -> Any:
         if output is None:
             _write_stdout(content)
             return
-        with explained("write", output):
-            replace_file(output, content)
+        given.write_output(output, content)
 
     return write
 

@@ -31,7 +31,8 @@ def validate_command(
     from workbench.models.load import load
     from workbench.models.validate import companions, to_rows, validate_model
 
-    loaded = load(model, backend, revision, dtype, device)
+    with given.offering_models(model):
+        loaded = load(model, backend, revision, dtype, device)
     checks = validate_model(loaded, other_backends=companions(loaded))
     document = {
         "model": loaded.spec.name,
@@ -41,7 +42,9 @@ def validate_command(
         "checks": to_rows(checks),
     }
     if output is not None:
-        _write(output, document)
+        from workbench.store.strict_json import to_json
+
+        given.write_output(output, (to_json(document, indent=1) + "\n").encode())
     if as_json:
         print_json(document)
     else:
@@ -61,11 +64,3 @@ def validate_command(
 def _row(check: Any) -> tuple[str, str, str, str, str]:
     value, bound = ("" if x is None else number_text(float(x)) for x in (check.value, check.bound))
     return check.name, _MARKS[check.passed], value, bound, check.detail
-
-
-def _write(path: Path, document: dict[str, Any]) -> None:
-    from workbench.store.files import explained, replace_file
-    from workbench.store.strict_json import to_json
-
-    with explained("write", path):
-        replace_file(path, (to_json(document, indent=1) + "\n").encode())
