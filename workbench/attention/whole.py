@@ -26,8 +26,8 @@ def statistics_of_pattern(
     pattern = pattern.float()
     batch, n_heads, n_q, n_k = pattern.shape
     shape = PatternShape(batch, n_heads, n_q, n_k, pattern.device, row_valid)
-    everything = (slice(0, size) for size in pattern.shape)
-    block = PatternBlock(pattern, *everything, row_valid)
+    batches, heads, rows, columns = (slice(0, size) for size in pattern.shape)
+    block = PatternBlock(pattern, batches, heads, rows, columns, row_valid)
     found = {}
     for name, statistic in statistics.items():
         accumulator = statistic.start(shape)
