@@ -5,6 +5,7 @@ The key is looked up first, and a hit never loads the model.
 
 import dataclasses
 import hashlib
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -115,7 +116,11 @@ class _Job:
         if found is None:
             found = self._compute_once(store)
         if request is not None:
-            store.remember_request(request, found.key)
+            # A shortcut for next time: that it cannot be kept must not cost the result.
+            try:
+                store.remember_request(request, found.key)
+            except StoreError as error:
+                self.reporter.message(str(error))
         return found
 
     def _find(self, store: "Store") -> "Result | None":
@@ -143,7 +148,7 @@ class _Job:
             "seconds": round(time.perf_counter() - start, 3),
         }
         result = Result.from_measurement(self.probe, measured, key=self.key, provenance=provenance)
-        _refuse_nothing_but_nan(result)
+        _refuse_nan(result)
         return result
 
     def _measure(self) -> Any:
@@ -281,14 +286,11 @@ def describe_intervention(intervention: Any) -> dict[str, Any]:
     return described
 
 
-def _refuse_nothing_but_nan(result: "Result") -> None:
-    """A model that overflowed yields NaN everywhere: an error, never a result."""
-    import numpy as np
-
-    for name in result.arrays:
-        array = result.arrays[name]
-        if array.dtype.kind == "f" and array.size and not np.isfinite(array).any():
-            raise EngineError(
-                f"measurements must hold finite numbers; {name} of {result.probe} has none; the model "
-                "may have overflowed in half precision; try --dtype float32"
-            )
+def _refuse_nan(result: "Result") -> None:
+    """A model that overflowed yields NaN: an error, never a result."""
+    bad = sorted(name for name, value in result.metrics().items() if math.isnan(value))
+    if bad:
+        raise EngineError(
+            f"measurements must be numbers; {bad[0]} of {result.probe} is NaN; the model may have "
+            "overflowed in half precision; try --dtype float32"
+        )

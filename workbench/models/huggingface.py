@@ -29,7 +29,6 @@ from workbench.attention.interface import (
     implementation_name,
     reduced,
 )
-from workbench.attention.streaming import PatternStatistic
 from workbench.errors import CapabilityError, ConfigError
 from workbench.interventions.files import as_intervention
 from workbench.models.base import (
@@ -38,11 +37,11 @@ from workbench.models.base import (
     ModelSpec,
     Reducers,
     Site,
-    reduction_for,
 )
 from workbench.models.families import Family, family_of, read_weight
 from workbench.models.inputs import Inputs, prepare_inputs
 from workbench.models.memory import tell_pattern_memory
+from workbench.models.reading import reductions
 from workbench.models.text import generate_with, pad_token
 
 _CAPABILITIES = frozenset({"capture", "edits", "generate", "weights"})
@@ -214,16 +213,9 @@ class HuggingFaceModel:
         return arguments
 
     def _reads(self, sites: Sequence[Site], reduce: Reducers) -> dict[Site, Any]:
-        reads = {}
         for site in sites:
             self._check_site(site)
-            reads[site] = reduction_for(site, reduce)
-            if isinstance(reads[site], PatternStatistic | Mapping) and site.name != "pattern":
-                raise ConfigError(
-                    f"a pattern statistic reads the site pattern only; got {site}; give "
-                    "reduce={'pattern': ...}"
-                )
-        return reads
+        return reductions(self.spec, sites, reduce)
 
     def _check_site(self, site: Site) -> None:
         if site.layer is not None and not 0 <= site.layer < self.spec.n_layers:

@@ -10,7 +10,7 @@ from workbench.attention.interface import reduced
 from workbench.attention.streaming import PatternStatistic
 from workbench.attention.whole import statistics_of_pattern
 from workbench.errors import ConfigError
-from workbench.models.base import ModelSpec, Reducers, Site
+from workbench.models.base import ModelSpec, Reducers, Site, reduction_for
 from workbench.models.inputs import Inputs
 
 
@@ -59,9 +59,10 @@ def reductions(spec: ModelSpec, sites: Sequence[Site], reduce: Reducers) -> dict
             raise ConfigError(
                 f"layer must be below {spec.n_layers}, the layers of {spec.name}; got {site}"
             )
-        by_name = isinstance(reduce, Mapping)
-        reads[site] = reduce.get(site.name) if isinstance(reduce, Mapping) else reduce
+        reads[site] = reduction_for(site, reduce)
         if isinstance(reads[site], PatternStatistic | Mapping) and site.name != "pattern":
-            hint = "" if by_name else "; give reduce={'pattern': ...}"
-            raise ConfigError(f"a pattern statistic reads the site pattern only; got {site}{hint}")
+            raise ConfigError(
+                f"a pattern statistic reads the site pattern only; got {site}; give "
+                "reduce={'pattern': ...}"
+            )
     return reads
