@@ -218,3 +218,27 @@ def test_probe_agrees_across_backends(folder, tokens, backend):
     assert ours.key != theirs.key
     for name in ours.arrays:
         torch.testing.assert_close(getattr(theirs, name), getattr(ours, name), rtol=1e-4, atol=1e-4)
+
+
+OPTIONAL = "plotly streamlit pydantic transformer_lens nnsight pandas pyarrow sklearn datasets accelerate"
+
+
+def test_loading_editing_running_and_storing_need_no_optional_package(folder, tmp_path):
+    code = (
+        "import sys\n"
+        f"sys.modules.update(dict.fromkeys({OPTIONAL!r}.split()))\n"
+        "import workbench as wb\n"
+        f"model = wb.load({folder!r})\n"
+        "with model.edit(wb.ZeroTuning(2.0)):\n"
+        f"    r = wb.run({PROBE!r}, model, [list(range(3, 19))], store={str(tmp_path / 'store')!r})\n"
+        "    model.capture([list(range(3, 19))], ['L0.pattern'])\n"
+        f"print(r.cached, wb.Store({str(tmp_path / 'store')!r}).get(r.key).score.shape)"
+    )
+    run = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True)
+    assert run.stderr == ""
+    assert run.stdout.strip() == "False torch.Size([1, 2, 4, 16])"
+
+
+def test_device_map_is_passed_on(folder, tokens):
+    model = wb.load(folder, device_map={"": "cpu"})
+    assert torch.equal(run(model, tokens).score, run(wb.load(folder), tokens).score)

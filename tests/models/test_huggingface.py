@@ -325,6 +325,15 @@ def test_beams_repeat_their_prompts_first_key():
 # Nothing stays behind
 
 
+def test_one_statistic_may_stand_alone():
+    model, tokens = wb.wrap(tiny_model("gpt2")), random_tokens()
+    alone = model.capture(tokens, ["L1.pattern"], ColumnMean())["L1.pattern"]
+    named = model.capture(tokens, ["L1.pattern"], {"pattern": ColumnMean()})["L1.pattern"]
+    assert torch.equal(alone, named)
+    with pytest.raises(ConfigError, match="reads the site pattern only"):
+        model.capture(tokens, ["L1.z"], ColumnMean())
+
+
 def n_hooks(model):
     return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
 
@@ -495,6 +504,13 @@ def test_nan_weights_are_refused():
         inner.transformer.h[1].mlp.c_fc.weight[0, 0] = torch.nan
     with pytest.raises(ModelError, match=r"h\.1\.mlp\.c_fc\.weight"):
         wb.wrap(inner)
+
+
+def test_other_stock_kernels_are_refused_by_name():
+    model = wb.wrap(tiny_model("gpt2"))
+    model.stock = "flash_attention_2"
+    with pytest.raises(CapabilityError, match="loaded with flash_attention_2.*'sdpa'"):
+        model.capture(random_tokens(), ["L0.z"])
 
 
 def test_unknown_object_is_refused():

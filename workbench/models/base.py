@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from workbench.attention.streaming import PatternStatistic
 from workbench.errors import CapabilityError, UnknownNameError
 
 LAYER_SITES = {
@@ -116,13 +117,13 @@ class ModelSpec:
     n_ctx: int
     """The longest prompt, in tokens."""
     positions: str = "rotary"
-    """How positions enter: "learned", "rotary", "none"."""
+    """How positions enter: "learned", "rotary", "alibi", "none"."""
 
 
 Reduce = Callable[[Tensor], Any]
 """Applied to a site's activation where it is, inside the forward pass."""
 
-Reducers = Reduce | Mapping[Any, Any] | None
+Reducers = Reduce | PatternStatistic | Mapping[Any, Any] | None
 """One reduction for every site, or one per ``Site`` or site name (those left out are kept whole).
 
 A reduction of ``pattern`` may be a ``workbench.attention.streaming.PatternStatistic`` (or a
