@@ -5,6 +5,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+import torch
 import typer
 
 from tests.cli.command import Command
@@ -105,6 +106,23 @@ def test_what_can_run_offline_runs(line, capfd, store_path, tmp_path, monkeypatc
         command(*first.split())
     done = command(*shlex.split(line)[1:])
     assert done.code == 0, done.err
+
+
+def test_the_example_probe_runs(tiny_folder):
+    import workbench as wb
+    from workbench.registry import _PROBES, get_probe
+
+    names = {"__name__": "example"}
+    (block,) = blocks(ROOT / "docs" / "writing_a_probe.md", "python")
+    exec(compile(block, "writing_a_probe.md", "exec"), names)
+    try:
+        example = get_probe("norm-growth")
+        tokens = torch.arange(1, 25).view(2, 12)
+        found = example.measure(wb.load(str(tiny_folder)), tokens, example.config(layer=1))
+        assert found.norm.shape == (2, 12)
+        assert found.metrics()["mean_norm"] > 0
+    finally:
+        del _PROBES["norm-growth"]
 
 
 def test_the_python_of_the_readme_runs(tmp_path, monkeypatch):
