@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from workbench.store.results import Store
 
 CACHE_POLICIES = ("read", "refresh", "off")
+MAX_SEED = 2**62
+"""torch takes 64 bits; domains add their index."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,8 @@ class Options:
     def __post_init__(self) -> None:
         if self.cache not in CACHE_POLICIES:
             raise UnknownNameError("cache policy", self.cache, CACHE_POLICIES)
+        if not 0 <= self.seed <= MAX_SEED:
+            raise ConfigError(f"seed must be between 0 and {MAX_SEED}; got {self.seed}")
         if self.batch_size is not None and self.batch_size < 1:
             raise ConfigError(f"batch_size must be at least 1; got {self.batch_size}")
 

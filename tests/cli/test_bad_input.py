@@ -59,6 +59,8 @@ def test_unknown_names_offer_the_nearest(command, tiny_folder, option, near):
         (("--device", "gpu7"), "cuda"),
         (("--bos", "sometimes"), "always"),
         (("--batch-size", "0"), "at least 1"),
+        (("--seed", "-1"), "between 0 and"),
+        (("--set", "seed=99999999999999999999"), "between 0 and"),
         (("--limit", "0"), "at least 1"),
         (("--set", "threshold=2"), "between 0.0 and 1.0"),
         (("--set", "threshold=high"), "'high'"),
@@ -68,6 +70,10 @@ def test_unknown_names_offer_the_nearest(command, tiny_folder, option, near):
 )
 def test_impossible_values_say_what_is_possible(command, tiny_folder, option, words):
     assert command(*on(tiny_folder, *option)).failed_with(words)
+
+
+def test_what_run_takes_otherwise_is_no_setting(command, tiny_folder):
+    assert command(*on(tiny_folder, "--set", "model=x")).failed_with("no setting", "'model'")
 
 
 def test_unknown_site_and_list(command):

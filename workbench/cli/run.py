@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from workbench.result import Result
 
 
+_NOT_SETTINGS = {"probe", "model", "data", "store", "reporter"}
+
+
 class RunCommand(TyperCommand):
     """Adds the settings of a probe to the help when the probe is named before ``--help``."""
 
@@ -111,6 +114,8 @@ def run_command(
         "cache": cache,
     }
     options, own = given.split_settings(given.read_settings(settings))
+    if _NOT_SETTINGS & set(own):  # they would collide with the arguments of ``run``
+        given.offer_nearest(probe, own)
     if verbose:
         log_to_stderr()
     start = time.perf_counter()
