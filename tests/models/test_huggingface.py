@@ -513,6 +513,15 @@ def test_other_stock_kernels_are_refused_by_name():
         model.capture(random_tokens(), ["L0.z"])
 
 
+def test_softcap_on_a_kernel_that_drops_it_is_refused():
+    inner = tiny_model("gemma2")
+    model = wb.wrap(inner)
+    inner.set_attn_implementation("eager")
+    model.stock = "sdpa"  # as transformers 5.17 loads it
+    with pytest.raises(CapabilityError, match="attn_implementation='eager'"):
+        model.capture(random_tokens(), ["L0.z"])
+
+
 def test_unknown_object_is_refused():
     with pytest.raises(ModelError, match=r"got builtins\.int"):
         wb.wrap(3)

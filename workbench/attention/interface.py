@@ -26,7 +26,7 @@ from workbench.attention.streaming import (
     attend,
     attention_scores,
 )
-from workbench.errors import EngineError
+from workbench.errors import CapabilityError, EngineError
 from workbench.models.base import Site
 
 STOCK_IMPLEMENTATIONS = ("sdpa", "eager")
@@ -146,6 +146,13 @@ class AttentionSession:
             sinks=kwargs.get("s_aux"),
             causal=bool(getattr(module, "is_causal", True)),
         )
+        if self.stock == "sdpa" and (inputs.softcap is not None or inputs.sinks is not None):
+            # Some versions of transformers (5.17) drop the softcap here without a word: the stock
+            # model would not be the model, and nothing read from it would be exact.
+            raise CapabilityError(
+                "a model with capped scores or learned sinks must run eager attention; it was loaded "
+                "with sdpa, which ignores them; load it with attn_implementation='eager'"
+            )
         reads = self.reads.get(layer, {})
         edits = self.edits.get(layer, [])
         statistics = _statistics(reads)
