@@ -14,6 +14,7 @@ from tests.zoo import (
     random_tokens,
     tiny_model,
 )
+from workbench.attention.interface import AttentionSession
 from workbench.attention.statistics import ColumnMean, RowEntropy, SinkMass
 from workbench.errors import (
     CapabilityError,
@@ -514,12 +515,11 @@ def test_other_stock_kernels_are_refused_by_name():
 
 
 def test_softcap_on_a_kernel_that_drops_it_is_refused():
-    inner = tiny_model("gemma2")
-    model = wb.wrap(inner)
-    inner.set_attn_implementation("eager")
-    model.stock = "sdpa"  # as transformers 5.17 loads it
+    module = torch.nn.Identity()  # transformers 5.17 hands a softcap to SDPA
+    session = AttentionSession("sdpa", {module: 0}, {}, {})
+    x = torch.zeros(1, 1, 2, 4)
     with pytest.raises(CapabilityError, match="attn_implementation='eager'"):
-        model.capture(random_tokens(), ["L0.z"])
+        session.attend(module, x, x, x, None, 1.0, {"softcap": 5.0})
 
 
 def test_unknown_object_is_refused():
