@@ -1,4 +1,4 @@
-"""Finds probes and their figures: those in ``probes/`` and third parties' entry points.
+"""Finds probes, toy tasks and their figures: ours and third parties' entry points.
 
 A third party announces a probe module under the entry-point group ``workbench.probes``; its
 figures, if any, are ``FIGURES`` in that module or a function ``figures(result)``.
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.errors import UnknownNameError
-from workbench.registry import Probe, all_probes, get_probe
+from workbench.registry import Probe, all_probes, all_toys, get_probe
 
 ENTRY_POINTS = "workbench.probes"
 
@@ -31,13 +31,31 @@ def _probe_modules() -> dict[str, str]:
     return modules
 
 
+TOY_TASKS = {
+    "bigram-backcopy": "toy_tasks.bigram_backcopy",
+    "scan-snap": "toy_tasks.scan_snap",
+}
+"""Module by toy task; the package holds other modules too."""
+
+
+def _toy_modules() -> dict[str, str]:
+    return {name: module for name, module in TOY_TASKS.items() if importlib.util.find_spec(module)}
+
+
+def load_toys() -> list[Probe]:
+    """Import every toy task's module and return all toy tasks, by name."""
+    for module in _toy_modules().values():
+        importlib.import_module(module)
+    return all_toys()
+
+
 def find_probe(name: str) -> Probe:
-    """Import the module of one probe and return the probe.
+    """Import the module of one probe or toy task and return it.
 
     Raises:
         UnknownNameError: No probe has the name; the nearest is offered.
     """
-    modules = _probe_modules()
+    modules = _probe_modules() | _toy_modules()
     if name in modules:
         importlib.import_module(modules[name])
         return get_probe(name)

@@ -1,4 +1,4 @@
-"""The list of probes: how one announces itself and how it is found."""
+"""The lists of probes and toy tasks: how one announces itself and how it is found."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,11 +7,15 @@ from typing import Any
 from workbench.errors import UnknownNameError
 
 _PROBES: dict[str, "Probe"] = {}
+_TOYS: dict[str, "Probe"] = {}
 
 
 @dataclass(frozen=True)
 class Probe:
-    """A measurement that can be run on any model which has what it needs."""
+    """A measurement: a probe of any model that has what it needs, or a toy task's training run.
+
+    Results of both lie in the same store and are drawn and shown in the same way.
+    """
 
     name: str
     summary: str
@@ -25,11 +29,13 @@ class Probe:
     result: type
     """Frozen dataclass of tensors with ``metrics()`` and ``table()``."""
     measure: Callable[..., Any]
-    """``measure_<topic>(model, tokens, config) -> result``."""
+    """``measure_<topic>(model, tokens, config, context) -> result``, or a toy task's
+    ``train_<topic>(config, out_dir, progress) -> result``."""
     needs: frozenset[str]
     """Names from ``workbench.models.base.CAPABILITIES``."""
     needs_data: bool
-    """False for probes that read weights only."""
+    """False for probes that read weights only, and for toy tasks."""
+    is_toy: bool = False
 
     @property
     def topic(self) -> str:
@@ -59,13 +65,34 @@ def probe(
     return register
 
 
+def toy_task(
+    name: str, *, config: type, result: type, paper: str, version: int = 1
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Register the decorated training function as toy task ``name``; see ``Probe`` for the rest."""
+
+    def register(train: Callable[..., Any]) -> Callable[..., Any]:
+        summary = (train.__doc__ or "").strip().split("\n")[0]
+        _TOYS[name] = Probe(
+            name, summary, paper, version, config, result, train, frozenset(), False, True
+        )
+        return train
+
+    return register
+
+
 def get_probe(name: str) -> Probe:
-    """Return the probe called ``name``; ``UnknownNameError`` offers the nearest."""
-    if name not in _PROBES:
-        raise UnknownNameError("probe", name, _PROBES)
-    return _PROBES[name]
+    """Return the probe or toy task called ``name``; ``UnknownNameError`` offers the nearest."""
+    known = _PROBES | _TOYS
+    if name not in known:
+        raise UnknownNameError("probe", name, known)
+    return known[name]
 
 
 def all_probes() -> list[Probe]:
     """All registered probes, by name."""
     return [_PROBES[name] for name in sorted(_PROBES)]
+
+
+def all_toys() -> list[Probe]:
+    """All registered toy tasks, by name."""
+    return [_TOYS[name] for name in sorted(_TOYS)]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench.discovery import find_probe
-from workbench.errors import DataError, EngineError, StoreError
+from workbench.errors import ConfigError, DataError, EngineError, StoreError
 from workbench.provenance import canonical_json, content_key, environment
 from workbench.raw_prompts import RawPrompts
 from workbench.registry import Probe
@@ -190,6 +190,10 @@ def _prepare(
     reporter: Reporter,
 ) -> _Job:
     """Check everything that can be checked before the model is loaded, then load it."""
+    if probe.is_toy:
+        raise ConfigError(
+            f"run takes a probe; {probe.name} is a toy task; use: workbench train {probe.name}"
+        )
     config = make_config(probe.config, settings, probe.name)
     if raw is None and probe.needs_data:
         raise DataError(
