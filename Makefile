@@ -36,7 +36,9 @@ demo: $(STAMP)
 	@$(BIN)/workbench demo -o demo
 
 test: $(STAMP)
-	@$(BIN)/python -m pytest -q -m "not slow and not gpu" --cov --cov-report=term:skip-covered
+	@# A process a core; one thread each, or they would wait for each other.
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto -m "not slow and not gpu" \
+		--cov --cov-report=term:skip-covered
 
 lint: $(STAMP)
 	@$(BIN)/ruff format --check .

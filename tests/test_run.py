@@ -220,7 +220,9 @@ def test_probe_agrees_across_backends(folder, tokens, backend):
         torch.testing.assert_close(getattr(theirs, name), getattr(ours, name), rtol=1e-4, atol=1e-4)
 
 
-OPTIONAL = "plotly streamlit pydantic transformer_lens nnsight pandas pyarrow sklearn datasets accelerate"
+OPTIONAL = (
+    "plotly streamlit pydantic transformer_lens nnsight pandas pyarrow sklearn datasets accelerate"
+)
 
 
 def test_loading_editing_running_and_storing_need_no_optional_package(folder, tmp_path):
@@ -234,7 +236,9 @@ def test_loading_editing_running_and_storing_need_no_optional_package(folder, tm
         "    model.capture([list(range(3, 19))], ['L0.pattern'])\n"
         f"print(r.cached, wb.Store({str(tmp_path / 'store')!r}).get(r.key).score.shape)"
     )
-    run = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True)
+    run = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True
+    )
     assert run.stderr == ""
     assert run.stdout.strip() == "False torch.Size([1, 2, 4, 16])"
 

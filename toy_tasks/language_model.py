@@ -87,7 +87,7 @@ class LanguageModelConfig:
     n_ctx: int = setting(256, "tokens of a training sequence, BOS included", low=64.0)
     d_vocab: int = setting(2048, "tokens of the vocabulary", low=300.0)
     batch_size: int = setting(8, "sequences of a step", low=1.0)
-    n_steps: int = setting(16000, "updates", low=1.0)
+    n_steps: int = setting(7200, "updates", low=1.0)
     lr: float = setting(3e-3, "learning rate between warm-up and decay", low=0.0, exclusive=True)
     warmup_steps: int = setting(200, "steps over which the learning rate rises", low=0.0)
     decay_share: float = setting(
@@ -110,7 +110,7 @@ class LanguageModelConfig:
         low=0.0,
         high=1.0,
     )
-    backcopy_from: int = setting(3350, "step from which marked text is mixed in", low=0)
+    backcopy_from: int = setting(3350, "step from which marked text is mixed in", low=0.0)
     held_out_share: float = setting(
         0.04,
         "share of every file, at its end, kept for measuring",

@@ -185,7 +185,7 @@ def _update(
         group["lr"] = lr_at(step, config)
     optimizer.zero_grad()
     loss = loss_at(model, step, batch_generator(config.seed, step))
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     norm = nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
     if not (torch.isfinite(loss) and torch.isfinite(norm)):
         raise TrainingError(

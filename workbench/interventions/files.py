@@ -14,6 +14,7 @@ from workbench.errors import ConfigError, DataError, UnknownNameError
 from workbench.interventions.base import ZeroHeads
 from workbench.interventions.zerotuning import ZeroTuning
 from workbench.models.base import ModelSpec
+from workbench.settings import make_config
 
 INTERVENTIONS: dict[str, type] = {"zerotuning": ZeroTuning, "zero-heads": ZeroHeads}
 """Those that a file can hold, by name."""
@@ -72,7 +73,5 @@ def _from_dict(content: Mapping[str, Any], spec: ModelSpec) -> Intervention:
     settings = {key: value for key, value in content.items() if key not in _ABOUT}
     if settings.get("heads") is not None:
         settings["heads"] = tuple((int(layer), int(head)) for layer, head in settings["heads"])
-    try:
-        return INTERVENTIONS[name](**settings)
-    except TypeError as error:
-        raise ConfigError(f"the settings of {name} must be its own; {error}") from error
+    intervention: Intervention = make_config(INTERVENTIONS[name], settings, name)
+    return intervention

@@ -1,5 +1,8 @@
 """Reads a checkpoint with transformers: a folder or a hub id, safetensors only."""
 
+import contextlib
+import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,10 +105,9 @@ def _load_weights(source: Source, config: Any) -> Any:
         options["device_map"] = source.device_map
     if source.attn_implementation is not None:
         options["attn_implementation"] = source.attn_implementation
-    with quiet():
-        model, info = _from_hub(
-            source, lambda: AutoModelForCausalLM.from_pretrained(source.path, **options)
-        )
+    model, info = _from_hub(
+        source, lambda: AutoModelForCausalLM.from_pretrained(source.path, **options)
+    )
     missing = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
     if missing:
         raise ModelError(
@@ -125,13 +127,12 @@ def load_tokenizer(source: Source) -> Any:
         for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
     ):
         return None
-    with quiet():
-        return _from_hub(
-            source,
-            lambda: AutoTokenizer.from_pretrained(
-                source.path, revision=source.revision, trust_remote_code=source.trust_remote_code
-            ),
-        )
+    return _from_hub(
+        source,
+        lambda: AutoTokenizer.from_pretrained(
+            source.path, revision=source.revision, trust_remote_code=source.trust_remote_code
+        ),
+    )
 
 
 def pick_device(device: str) -> str:
@@ -158,7 +159,8 @@ def _from_hub(source: Source, call: Any) -> Any:
     from safetensors import SafetensorError
 
     try:
-        return call()
+        with quiet():
+            return call()
     except SafetensorError as error:
         raise ModelError(
             f"the weights of {source.shown} must be whole safetensors files; {_line(error)}; fetch them again"
@@ -183,22 +185,21 @@ def _line(error: BaseException) -> str:
     return " ".join(str(error).split())[:200]
 
 
-class quiet:  # noqa: N801 - reads as a word: with quiet():
-    """Keep transformers' progress bars and load reports off the screen meanwhile."""
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep progress bars, load reports and the hub's retries off the screen meanwhile."""
+    from transformers.utils import logging as library
 
-    def __enter__(self) -> None:
-        """Switch them off."""
-        from transformers.utils import logging
-
-        self._verbosity = logging.get_verbosity()
-        self._bars = logging.is_progress_bar_enabled()
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
-
-    def __exit__(self, *error: object) -> None:
-        """Put them back as they were."""
-        from transformers.utils import logging
-
-        logging.set_verbosity(self._verbosity)
-        if self._bars:
-            logging.enable_progress_bar()
+    verbosity, bars = library.get_verbosity(), library.is_progress_bar_enabled()
+    hub = logging.getLogger("huggingface_hub")
+    level = hub.level
+    library.set_verbosity_error()
+    library.disable_progress_bar()
+    hub.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        library.set_verbosity(verbosity)
+        hub.setLevel(level)
+        if bars:
+            library.enable_progress_bar()

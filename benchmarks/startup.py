@@ -1,0 +1,69 @@
+"""What a user waits for: ``workbench --help``, a cached run, a computed run, against imports.
+
+Every command is started anew, in turn (interleaved rounds); medians and spread of wall time.
+
+    python benchmarks/startup.py --rounds 5
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+OUT = Path(__file__).parent / "out" / "startup.json"
+
+
+def commands(folder: Path) -> dict[str, list[str]]:
+    """The commands by what they show; the cached run needs the store the warm-up fills."""
+    python, workbench = [sys.executable, "-c"], [sys.executable, "-m", "workbench"]
+    run = [*workbench, "run", "attention-sinks", "--model", "demo", "--data", "builtin:natural"]
+    run += ["--n-pos", "64", "--json", "--store", str(folder)]
+    return {
+        "import torch": [*python, "import torch"],
+        "import torch, transformers' GPT-2": [*python, "from transformers import GPT2LMHeadModel"],
+        "workbench --help": [*workbench, "--help"],
+        "workbench results list": [*workbench, "results", "list", "--store", str(folder)],
+        "run, cached": run,
+        "run, computed": [*run, "--cache", "off"],
+    }
+
+
+def seconds(command: list[str]) -> float:
+    """Wall time of one start; a command that fails is an error here."""
+    start = time.perf_counter()
+    subprocess.run(command, check=True, capture_output=True)
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    """Measure, print and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("-o", "--output", type=Path, default=OUT)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        each = commands(Path(folder))
+        for command in each.values():
+            seconds(command)
+        times: dict[str, list[float]] = {name: [] for name in each}
+        for _ in range(arguments.rounds):
+            for name, command in each.items():
+                times[name].append(seconds(command))
+    base = statistics.median(times["import torch"])
+    for name, found in times.items():
+        median = statistics.median(found)
+        print(
+            f"{name:36s} {median:6.2f} s ({min(found):.2f}-{max(found):.2f})  x{median / base:.2f} of import torch"
+        )
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    arguments.output.write_text(
+        json.dumps({"rounds": arguments.rounds, "seconds": times}, indent=1)
+    )
+
+
+if __name__ == "__main__":
+    main()

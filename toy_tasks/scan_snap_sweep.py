@@ -1,0 +1,156 @@
+"""Many scan-snap runs as one: a panel of learning rates, each with the same seeds.
+
+All runs of the panel share a leading axis of the weights, so that a step of the panel is a step
+of the toy with larger matrices. Sequences depend on the seed alone: runs of one seed that differ in
+learning rates see the same ones, which makes their comparison sharper.
+
+Paper: Tian et al. 2023, "Scan and Snap", arXiv:2305.16380, Fig. 6.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from toy_tasks.scan_snap_data import Batch, ClassLaw, ScanSnapConfig, class_law, draw_batch
+from toy_tasks.scan_snap_dynamics import (
+    Weights,
+    ascent,
+    class_attention,
+    common_mass,
+    distinct_entropy,
+    first_weights,
+    forward,
+    mean_loss,
+    update,
+)
+from toy_tasks.training import TrainingError, batch_generator
+from workbench.errors import ConfigError
+
+LR_Z = (0.5, 1.0, 2.0, 3.0)
+LR_RATIOS = (1.0, 2.0, 5.0, 10.0)
+"""The paper's panel."""
+
+
+@dataclass(frozen=True)
+class ScanSnapSweep:
+    """Where each run of a panel ended."""
+
+    lr_z: tuple[float, ...]
+    lr_ratios: tuple[float, ...]
+    seeds: tuple[int, ...]
+    entropy: Float[Tensor, "lr_z lr_ratio seed"]
+    """Of attention among distinct tokens, in nats, mean over the classes; lower is sparser."""
+    common_mass: Float[Tensor, "lr_z lr_ratio seed"]
+    """Share of attention on common tokens, mean over the classes, in [0, 1]."""
+    loss: Float[Tensor, "lr_z lr_ratio seed"]
+    """Of the batch after the last update, in nats."""
+
+    def mean_entropy(self) -> Float[Tensor, "lr_z lr_ratio"]:
+        """Mean over seeds."""
+        return self.entropy.mean(dim=-1)
+
+    def table(self) -> dict[str, list[float]]:
+        """One row a setting: mean and standard error of the entropy, means of the rest."""
+        grid = torch.cartesian_prod(torch.tensor(self.lr_z), torch.tensor(self.lr_ratios))
+        n_seeds = len(self.seeds)
+        error = self.entropy.std(dim=-1) / n_seeds**0.5 if n_seeds > 1 else self.entropy[..., 0] * 0
+        return {
+            "lr_z": grid[:, 0].tolist(),
+            "lr_ratio": grid[:, 1].tolist(),
+            "entropy": self.mean_entropy().flatten().tolist(),
+            "entropy_error": error.flatten().tolist(),
+            "common_mass": self.common_mass.mean(dim=-1).flatten().tolist(),
+            "loss": self.loss.mean(dim=-1).flatten().tolist(),
+        }
+
+
+def sweep_scan_snap(
+    config: ScanSnapConfig,
+    seeds: tuple[int, ...],
+    *,
+    lr_z: tuple[float, ...] = LR_Z,
+    lr_ratios: tuple[float, ...] = LR_RATIOS,
+    progress: Callable[[int, int], None] | None = None,
+) -> ScanSnapSweep:
+    """Train the panel; ``lr_z``, ``lr_ratio`` and ``seed`` of the config are not used.
+
+    Weights are float32: the entropies differ from those of single runs, which are float64, by
+    less than 1e-4.
+
+    Raises:
+        ConfigError: no seed or no learning rate.
+        TrainingError: a run diverged.
+    """
+    panel = _settings(config, lr_z, lr_ratios, seeds)
+    law = class_law(config)
+    n_settings = len(panel) // len(seeds)
+    weights = _repeated([first_weights(config, seed, torch.float32) for seed in seeds], n_settings)
+    velocity = Weights(*(torch.zeros_like(weight) for weight in weights))
+    rates = torch.tensor([[run.lr_z * run.lr_ratio, run.lr_z] for run in panel]).unbind(dim=1)
+    for step in range(config.steps):
+        batch = _panel_batch(law, config, seeds, step, n_settings)
+        update(weights, velocity, ascent(weights, batch, forward(weights, batch)), rates,
+               config.momentum)  # fmt: skip
+        if progress:
+            progress(step + 1, config.steps)
+    batch = _panel_batch(law, config, seeds, config.steps, n_settings)
+    loss = mean_loss(forward(weights, batch), batch)
+    _refuse_diverged(loss, panel)
+    c = class_attention(weights.Z, law)
+    shape = (len(seeds), len(lr_z), len(lr_ratios))
+    entropy, mass, loss = (
+        values.float().view(shape).permute(1, 2, 0).contiguous()
+        for values in (distinct_entropy(c, law), common_mass(c, law), loss)
+    )
+    return ScanSnapSweep(lr_z, lr_ratios, seeds, entropy, mass, loss)
+
+
+def _settings(
+    config: ScanSnapConfig,
+    lr_z: tuple[float, ...],
+    lr_ratios: tuple[float, ...],
+    seeds: tuple[int, ...],
+) -> list[ScanSnapConfig]:
+    """One checked config a run: seeds outermost, ratios innermost."""
+    if not (lr_z and lr_ratios and seeds):
+        raise ConfigError(
+            "a sweep needs at least one lr_z, one lr_ratio and one seed; got "
+            f"{len(lr_z)}, {len(lr_ratios)} and {len(seeds)}"
+        )
+    return [
+        replace(config, lr_z=rate, lr_ratio=ratio, seed=seed)
+        for seed in seeds
+        for rate in lr_z
+        for ratio in lr_ratios
+    ]
+
+
+def _repeated(of_seeds: list[Weights], n_settings: int) -> Weights:
+    return Weights(
+        *(
+            torch.cat(matrices).repeat_interleave(n_settings, dim=0)
+            for matrices in zip(*of_seeds, strict=True)
+        )
+    )
+
+
+def _panel_batch(
+    law: ClassLaw, config: ScanSnapConfig, seeds: tuple[int, ...], step: int, n_settings: int
+) -> Batch:
+    generators = [batch_generator(seed, step) for seed in seeds]
+    drawn = draw_batch(law, (config.batch_size, config.n_pos - 1), generators)
+    drawn = drawn._replace(counts=drawn.counts.float())
+    return Batch(*(part.repeat_interleave(n_settings, dim=0) for part in drawn))
+
+
+def _refuse_diverged(loss: Float[Tensor, " run"], panel: list[ScanSnapConfig]) -> None:
+    bad = (~loss.isfinite()).nonzero().flatten().tolist()
+    if bad:
+        run = panel[bad[0]]
+        raise TrainingError(
+            f"the loss must stay finite; with lr_z={run.lr_z}, lr_ratio={run.lr_ratio} and "
+            f"seed={run.seed} it is not; take lower learning rates"
+        )
