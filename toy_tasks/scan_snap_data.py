@@ -83,9 +83,7 @@ class ScanSnapConfig:
         return self.n_context + self.n_queries + self.n_classes
 
 
-SYN_MEDIUM = ScanSnapConfig(
-    n_queries=1, n_classes_per_query=2, n_common_per_query=5, init="uniform"
-)
+SYN_MEDIUM = ScanSnapConfig(n_queries=1, n_classes_per_query=2, init="uniform")
 """The paper's larger set (its Fig. 6), which has 1, 3, 5 or 10 queries."""
 
 

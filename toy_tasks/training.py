@@ -157,7 +157,7 @@ def train(
     done, losses = _resume(model, optimizer, config, out_dir)
     log = _Log(config, out_dir, done, losses, progress)
     kept = set(checkpoint_steps(config))
-    with _deferred_interrupt() as interrupted:
+    with deferred_interrupt() as interrupted:
         if done == 0:
             _keep(model, 0, out_dir, log, measure)
         while done < config.n_steps:
@@ -222,7 +222,7 @@ def _keep(model: nn.Module, step: int, out_dir: Path, log: "_Log", measure: Meas
 
 
 @contextmanager
-def _deferred_interrupt() -> Iterator[threading.Event]:
+def deferred_interrupt() -> Iterator[threading.Event]:
     """Note Ctrl-C instead of raising it: half an update must never be saved."""
     interrupted = threading.Event()
     if threading.current_thread() is not threading.main_thread():
@@ -254,7 +254,7 @@ class _Log:
         self.path = out_dir / "metrics.jsonl"
         self.losses = losses
         self.started, self.started_at_step = time.monotonic(), done
-        _drop_lines_after(self.path, done)
+        drop_lines_after(self.path, done)
 
     def add(self, loss: float) -> None:
         self.losses.append(loss)
@@ -275,7 +275,7 @@ class _Log:
         return rate * (self.config.n_steps - step)
 
 
-def _drop_lines_after(path: Path, step: int) -> None:
+def drop_lines_after(path: Path, step: int) -> None:
     """Forget the figures of steps that will be made again; a torn last line goes too."""
     kept = (
         [json.dumps(line) + "\n" for line in read_metrics(path) if line["step"] <= step]
@@ -307,7 +307,7 @@ def weights_of(model: nn.Module) -> dict[str, Tensor]:
 
 def load_weights(model: nn.Module, path: Path) -> None:
     """Fill ``model`` with the weights of a checkpoint."""
-    tensors, _ = _read_safetensors(path)
+    tensors, _ = read_safetensors(path)
     _fill(weights_of(model), tensors, path)
 
 
@@ -323,7 +323,12 @@ def write_safetensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str
     fresh.replace(path)
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return tensors and metadata of a file.
+
+    Raises:
+        TrainingError: it is missing or damaged.
+    """
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -376,7 +381,7 @@ def _resume(
     path = out_dir / "resume.safetensors"
     if not path.exists():
         return 0, []
-    tensors, metadata = _read_safetensors(path)
+    tensors, metadata = read_safetensors(path)
     run = json.loads(metadata["run"])
     _refuse_other_settings(run["settings"], config, run["step"], path)
     _fill({f"weight/{name}": weight for name, weight in weights_of(model).items()}, tensors, path)
