@@ -103,7 +103,7 @@ class IgnoresEdits(Broken):
 class KeepsEdits(Broken):
     @contextmanager
     def edit(self, *interventions):
-        self._interventions = [*self._interventions, *interventions]
+        self._edits._active = (*self.interventions, *interventions)
         yield
 
 
@@ -153,16 +153,16 @@ class MixesPrompts(Broken):
 class NoOpLeavesATrace(Broken):
     def logits(self, tokens, attention_mask=None):
         logits = super().logits(tokens, attention_mask)
-        return logits + 1e-6 if self._interventions else logits
+        return logits + 1e-6 if self.interventions else logits
 
 
 class GeneratesWithoutEdits(Broken):
     def _generate_tokens(self, tokens, attention_mask, options):
-        before, self._interventions = self._interventions, []
+        before, self._edits._active = self.interventions, ()
         try:
             return super()._generate_tokens(tokens, attention_mask, options)
         finally:
-            self._interventions = before
+            self._edits._active = before
 
 
 class SilencesTheWrongHead(Broken):
@@ -172,9 +172,9 @@ class SilencesTheWrongHead(Broken):
 
 class EditsThePatternTwice(Broken):
     def spoil(self, site, value):
-        if site.name != "pattern" or not self._interventions:
+        if site.name != "pattern" or not self.interventions:
             return value
-        (edit,) = [e for e in self._interventions[0].plan(self.spec) if e.layer == site.layer]
+        (edit,) = [e for e in self.interventions[0].plan(self.spec) if e.layer == site.layer]
         assert isinstance(edit, AttentionEdit)
         return edit.pattern(value, torch.zeros(value.shape[0], dtype=torch.long))
 

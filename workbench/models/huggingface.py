@@ -8,7 +8,7 @@ the model runs untouched; every hook is removed on every way out.
 import inspect
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -21,7 +21,6 @@ from workbench.attention.edits import (
     AttentionEdit,
     Edit,
     Intervention,
-    plan_all,
 )
 from workbench.attention.interface import (
     STOCK_IMPLEMENTATIONS,
@@ -30,7 +29,7 @@ from workbench.attention.interface import (
     reduced,
 )
 from workbench.errors import CapabilityError, ConfigError
-from workbench.interventions.files import as_intervention
+from workbench.interventions.active import ActiveEdits
 from workbench.models.base import (
     ATTENTION_SITES,
     Captured,
@@ -73,9 +72,9 @@ class HuggingFaceModel:
         self.tokenizer = tokenizer
         self.spec = make_spec(model, self.family, name=name, revision=revision)
         self._blocks: list[nn.Module] = list(model.get_submodule(self.family.blocks))
-        self._interventions: list[Intervention] = []
         # One forward pass at a time: hooks and the attention implementation are model-wide.
         self._lock = threading.RLock()
+        self._edits = ActiveEdits(self.spec, self._lock, self._refuse_edit)
         accepted = inspect.signature(model.forward).parameters
         self._takes_positions = "position_ids" in accepted
         self.stock = model.config._attn_implementation or "eager"
@@ -143,28 +142,18 @@ class HuggingFaceModel:
             )
         return output.cpu()
 
-    @contextmanager
-    def edit(self, *interventions: Any) -> Iterator[None]:
+    def edit(self, *interventions: Any) -> AbstractContextManager[None]:
         """Within the context, logits, capture, generate and every probe see the edits.
 
         Args:
             interventions: Objects, the content of intervention files, or their paths.
         """
-        added = [as_intervention(item, self.spec) for item in interventions]
-        for intervention in added:
-            intervention.plan(self.spec)  # refuses what does not fit before anything runs
-        with self._lock:
-            before = list(self._interventions)
-            self._interventions = before + added
-            try:
-                yield
-            finally:
-                self._interventions = before
+        return self._edits.adding(interventions)
 
     @property
     def interventions(self) -> tuple[Intervention, ...]:
         """The interventions that are active now."""
-        return tuple(self._interventions)
+        return self._edits.interventions
 
     def weight(self, name: str, layer: int | None = None) -> Tensor:
         """One weight in TransformerLens' layout, float32 on the CPU; see ``base.WEIGHTS``."""
@@ -217,6 +206,16 @@ class HuggingFaceModel:
             self._check_site(site)
         return reductions(self.spec, sites, reduce)
 
+    def _refuse_edit(self, edit: Edit) -> None:
+        if isinstance(edit, AttentionEdit):
+            self._check_site(Site("pattern", edit.layer))
+        elif edit.site.name not in EDITABLE_SITES:
+            raise CapabilityError(
+                f"an activation edit must be at one of {', '.join(sorted(EDITABLE_SITES))}; got {edit.site}"
+            )
+        else:
+            self._check_site(edit.site)
+
     def _check_site(self, site: Site) -> None:
         if site.layer is not None and not 0 <= site.layer < self.spec.n_layers:
             raise ConfigError(
@@ -235,7 +234,7 @@ class HuggingFaceModel:
     @contextmanager
     def _hooked(self, reads: Mapping[Site, Any], inputs: Inputs) -> Iterator[dict[Site, Any]]:
         """Install what the reads and the active edits need; remove it on every way out."""
-        edits = plan_all(self._interventions, self.spec)
+        edits = self._edits.plan()
         captured: dict[Site, Any] = {}
         with ExitStack() as stack:
             for edit in edits:
@@ -273,14 +272,13 @@ class HuggingFaceModel:
                 changes.setdefault(edit.site.layer, []).append(edit)
         if not by_layer and not changes:
             return None
-        if self.family.attn is None:
-            raise CapabilityError(f"an attention edit needs attention; {self.spec.family} has none")
         if self.stock not in STOCK_IMPLEMENTATIONS:
             raise CapabilityError(
                 f"captures and edits need the attention implementation sdpa or eager; this model was "
                 f"loaded with {self.stock}; load it with attn_implementation='sdpa'"
             )
         attn = self.family.attn
+        assert attn is not None  # _check_site has refused what needs attention
         layers = {block.get_submodule(attn): layer for layer, block in enumerate(self._blocks)}
         # Only statistics ask which rows are padding; while generating, rows may be beams.
         row_valid = inputs.row_valid(self._device) if by_layer else None
@@ -298,11 +296,6 @@ class HuggingFaceModel:
         return _hook(module, read, before=before)
 
     def _hook_edit(self, edit: ActivationEdit, inputs: Inputs) -> Any:
-        if edit.site.name not in EDITABLE_SITES:
-            raise CapabilityError(
-                f"an activation edit must be at one of {', '.join(sorted(EDITABLE_SITES))}; got {edit.site}"
-            )
-        self._check_site(edit.site)
         module, before = self._module(edit.site)
 
         def change(activation: Tensor) -> Tensor:

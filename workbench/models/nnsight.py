@@ -7,8 +7,8 @@ backends do exactly and faster.
 
 import inspect
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
@@ -16,9 +16,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from workbench.attention.edits import ActivationEdit, Intervention, plan_all
+from workbench.attention.edits import ActivationEdit, Edit, Intervention
 from workbench.errors import CapabilityError
-from workbench.interventions.files import as_intervention
+from workbench.interventions.active import ActiveEdits
 from workbench.models.base import Captured, Reducers, Site
 from workbench.models.checkpoint import Source, load_transformers
 from workbench.models.families import LLAMA, read_weight
@@ -70,8 +70,8 @@ class NNsightModel:
         self.family = layout_of(self.model.config.get_text_config())
         self.spec = spec_of(self.model, self.family or LLAMA, name=name, revision=revision)
         self.places = Places(lm, self.family or LLAMA, self.spec, self.attention)
-        self._interventions: list[Intervention] = []
         self._lock = threading.RLock()
+        self._edits = ActiveEdits(self.spec, self._lock, self._refuse_edit)
         self._takes_positions = (
             "position_ids" in inspect.signature(type(self.model).forward).parameters
         )
@@ -108,7 +108,7 @@ class NNsightModel:
     @property
     def interventions(self) -> tuple[Intervention, ...]:
         """The interventions that are active now."""
-        return tuple(self._interventions)
+        return self._edits.interventions
 
     def logits(
         self,
@@ -154,8 +154,7 @@ class NNsightModel:
             "transformer-lens"
         )
 
-    @contextmanager
-    def edit(self, *interventions: Any) -> Iterator[None]:
+    def edit(self, *interventions: Any) -> AbstractContextManager[None]:
         """Within the context, logits, capture and every probe see the edits.
 
         Args:
@@ -164,21 +163,15 @@ class NNsightModel:
         Raises:
             CapabilityError: An edit cannot be carried out on this architecture.
         """
-        added = [as_intervention(item, self.spec) for item in interventions]
+        return self._edits.adding(interventions)
+
+    def _refuse_edit(self, edit: Edit) -> None:
         if "edits" not in self.capabilities:
             raise CapabilityError(
                 f"edits need an architecture whose modules are known; {self.spec.family} here is not; use "
                 "--backend transformer-lens"
             )
-        with self._lock:
-            for edit in plan_all(added, self.spec):
-                self.places.refuse_edit(changed_site(edit))
-            before = list(self._interventions)
-            self._interventions = before + added
-            try:
-                yield
-            finally:
-                self._interventions = before
+        self.places.refuse_edit(changed_site(edit))
 
     def weight(self, name: str, layer: int | None = None) -> Tensor:
         """One weight in TransformerLens' layout, float32 on the CPU; see ``base.WEIGHTS``."""
@@ -198,7 +191,7 @@ class NNsightModel:
                 stops[site] = self.places.stop(site)
             return stops[site]
 
-        for edit in plan_all(self._interventions, self.spec):
+        for edit in self._edits.plan():
             if isinstance(edit, ActivationEdit):
                 at(edit.site).changes.append(edit.change)
             else:

@@ -10,7 +10,7 @@ import inspect
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -23,10 +23,9 @@ from workbench.attention.edits import (
     ActivationEdit,
     Edit,
     Intervention,
-    plan_all,
 )
 from workbench.errors import CapabilityError, ConfigError, EngineError
-from workbench.interventions.files import as_intervention
+from workbench.interventions.active import ActiveEdits
 from workbench.models.base import Captured, ModelSpec, Reducers, Site
 from workbench.models.bridge_hooks import BridgeHooks
 from workbench.models.checkpoint import Source, load_transformers, quiet
@@ -70,9 +69,9 @@ class TransformerLensModel:
         self.tokenizer = tokenizer
         self.spec = _spec(bridge, name=name, revision=revision)
         self.hooks = BridgeHooks(bridge, self.spec)
-        self._interventions: list[Intervention] = []
         # One forward pass at a time: the hook points are the bridge's, not a caller's.
         self._lock = threading.RLock()
+        self._edits = ActiveEdits(self.spec, self._lock, self._refuse_edit)
         accepted = inspect.signature(bridge.original_model.forward).parameters
         self._takes_positions = "position_ids" in accepted
 
@@ -102,7 +101,7 @@ class TransformerLensModel:
     @property
     def interventions(self) -> tuple[Intervention, ...]:
         """The interventions that are active now."""
-        return tuple(self._interventions)
+        return self._edits.interventions
 
     # Forward passes
 
@@ -152,8 +151,7 @@ class TransformerLensModel:
             )
         return output.cpu()
 
-    @contextmanager
-    def edit(self, *interventions: Any) -> Iterator[None]:
+    def edit(self, *interventions: Any) -> AbstractContextManager[None]:
         """Within the context, logits, capture, generate and every probe see the edits.
 
         Args:
@@ -162,16 +160,7 @@ class TransformerLensModel:
         Raises:
             CapabilityError: The bridge cannot carry an edit out on this architecture.
         """
-        added = [as_intervention(item, self.spec) for item in interventions]
-        with self._lock:
-            for edit in plan_all(added, self.spec):
-                self._refuse_edit(edit)
-            before = list(self._interventions)
-            self._interventions = before + added
-            try:
-                yield
-            finally:
-                self._interventions = before
+        return self._edits.adding(interventions)
 
     def weight(self, name: str, layer: int | None = None) -> Tensor:
         """One weight in TransformerLens' layout, float32 on the CPU; see ``base.WEIGHTS``."""
@@ -217,9 +206,9 @@ class TransformerLensModel:
         calls: Counter[str] = Counter()
         expected = []
         with ExitStack() as stack:
-            if reads or self._interventions:
+            if reads or self._edits.interventions:
                 stack.enter_context(self.hooks.batch_noted())
-            for edit in plan_all(self._interventions, self.spec):
+            for edit in self._edits.plan():
                 site, change = self._change(edit, inputs)
                 expected.append(str(site))
                 stack.enter_context(self.hooks.changing(site, counted(change, calls, str(site))))
