@@ -119,13 +119,13 @@ def class_attention(
 
 def distinct_entropy(
     c: Float[Tensor, "... class token"], law: ClassLaw
-) -> Float[Tensor, "..."]:
-    """Entropy in nats of attention among a class's distinct tokens, mean over the classes."""
+) -> Float[Tensor, "... class"]:
+    """Entropy in nats of attention among the distinct tokens of each class."""
     share = c * law.is_distinct
     share = share / share.sum(dim=-1, keepdim=True)
-    return -torch.special.xlogy(share, share).sum(dim=-1).mean(dim=-1)
+    return -torch.special.xlogy(share, share).sum(dim=-1)
 
 
-def common_mass(c: Float[Tensor, "... class token"], law: ClassLaw) -> Float[Tensor, "..."]:
-    """Share of attention on common tokens, mean over the classes."""
-    return (c * law.is_common).sum(dim=-1).mean(dim=-1)
+def common_mass(c: Float[Tensor, "... class token"], law: ClassLaw) -> Float[Tensor, "... class"]:
+    """Share of each class's attention on common tokens."""
+    return (c * law.is_common).sum(dim=-1)

@@ -89,11 +89,14 @@ def sweep_scan_snap(
     n_settings = len(panel) // len(seeds)
     weights = _repeated([first_weights(config, seed, torch.float32) for seed in seeds], n_settings)
     velocity = Weights(*(torch.zeros_like(weight) for weight in weights))
-    rates = torch.tensor([[run.lr_z * run.lr_ratio, run.lr_z] for run in panel]).unbind(dim=1)
+    rates = (
+        torch.tensor([run.lr_z * run.lr_ratio for run in panel]),
+        torch.tensor([run.lr_z for run in panel]),
+    )
     for step in range(config.steps):
         batch = _panel_batch(law, config, seeds, step, n_settings)
-        update(weights, velocity, ascent(weights, batch, forward(weights, batch)), rates,
-               config.momentum)  # fmt: skip
+        gradient = ascent(weights, batch, forward(weights, batch))
+        update(weights, velocity, gradient, rates, config.momentum)
         if progress:
             progress(step + 1, config.steps)
     batch = _panel_batch(law, config, seeds, config.steps, n_settings)
@@ -101,9 +104,9 @@ def sweep_scan_snap(
     _refuse_diverged(loss, panel)
     c = class_attention(weights.Z, law)
     shape = (len(seeds), len(lr_z), len(lr_ratios))
+    entropy, mass = (found(c, law).mean(dim=1) for found in (distinct_entropy, common_mass))
     entropy, mass, loss = (
-        values.float().view(shape).permute(1, 2, 0).contiguous()
-        for values in (distinct_entropy(c, law), common_mass(c, law), loss)
+        values.float().view(shape).permute(1, 2, 0).contiguous() for values in (entropy, mass, loss)
     )
     return ScanSnapSweep(lr_z, lr_ratios, seeds, entropy, mass, loss)
 
