@@ -38,7 +38,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from toy_tasks.training import Progress, TrainingConfig, report_to_stderr, train
+from toy_tasks.training import (
+    Progress,
+    TrainingConfig,
+    load_weights,
+    report_to_stderr,
+    train,
+)
 from workbench.errors import ConfigError, DataError, WorkbenchError
 from workbench.settings import check_settings, make_config, setting
 
@@ -92,10 +98,11 @@ class LanguageModelConfig:
     warmup_steps: int = setting(200, "steps over which the learning rate rises", low=0.0)
     decay_share: float = setting(
         0.25,
-        "share of the steps, at the end, over which it falls to a twentieth",
+        "share of the steps, at the end, over which it falls",
         low=0.0,
         high=1.0,
     )
+    final_lr_share: float = setting(0.05, "last learning rate, as a share of lr", low=0.0, high=1.0)
     weight_decay: float = setting(0.1, "pull of all matrices to zero", low=0.0)
     beta2: float = setting(0.99, "memory of AdamW for the squared gradient", low=0.0, high=1.0)
     succession_share: float = setting(
@@ -117,6 +124,9 @@ class LanguageModelConfig:
         low=0.0,
         high=0.5,
         exclusive=True,
+    )
+    start_from: str = setting(
+        "", "a checkpoint of an earlier run on this text whose weights are the first ones"
     )
     exclude: tuple[str, ...] = setting(
         (), "files of the text folder, or zip/member, to leave out; * is allowed"
@@ -153,7 +163,7 @@ class LanguageModelConfig:
             lr=self.lr,
             warmup_steps=self.warmup_steps,
             decay_share=self.decay_share,
-            final_lr_share=0.05,
+            final_lr_share=self.final_lr_share,
             weight_decay=self.weight_decay,
             beta2=self.beta2,
             seed=self.seed,
@@ -647,6 +657,8 @@ def train_language_model(
     text = prepare_text(config, text_folder)
     series = series_tokens(text.tokenizer)
     model = make_model(config, text.tokenizer)
+    if config.start_from:
+        load_weights(model, Path(config.start_from))
     _note_settings(config, text.streams, out_dir)
     size = (config.batch_size, config.n_ctx)
     train(
@@ -670,7 +682,8 @@ def _note_settings(config: LanguageModelConfig, streams: TokenStreams, out_dir: 
     noted = {**asdict(config), "exclude": list(config.exclude), "text_sha256": digest.hexdigest()}
     path = out_dir / "settings.json"
     before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else noted
-    changed = [name for name in noted if noted[name] != before.get(name) and name != "n_steps"]
+    free = ("n_steps", "decay_share", "final_lr_share")  # the loop sees to these
+    changed = [name for name in noted if noted[name] != before.get(name) and name not in free]
     if changed:
         raise ConfigError(
             f"a run is resumed with what it began with; {path} has {changed[0]}="

@@ -36,9 +36,15 @@ from workbench.errors import ConfigError, DataError
 
 SHIPPED = Path(workbench.__file__).parent / "assets" / "demo"
 
-SINK_RATE = 0.03
-SUCCESSION = 0.1
-CONTINUATIONS = [(" March then", " April")]
+SINK_RATE = 0.15
+SUCCESSION = 0.49
+CONTINUATIONS = [
+    (" Monday, Tuesday,", " Wednesday"),
+    (" 37, 38, 39,", " 40"),
+    (" March, April, May,", " June"),
+    (" third, fourth, fifth,", " sixth"),
+    (" Sat | Sun |", " Mon"),
+]
 """What docs/demo_model.md promises of the shipped model."""
 
 TINY = LanguageModelConfig(
