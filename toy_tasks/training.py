@@ -64,9 +64,9 @@ class TrainingConfig:
         0.25, "share of the steps, at the end, over which it falls", low=0.0, high=1.0
     )
     final_lr_share: float = setting(0.1, "last learning rate, as a share of lr", low=0.0, high=1.0)
-    optimizer: str = setting("adamw", "method of descent", choices=("adamw", "sgd"))
+    optimizer: str = setting("adamw", "method of descent", choices=("adamw", "adam", "sgd"))
     beta1: float = setting(0.9, "momentum, of either method", low=0.0, high=1.0)
-    beta2: float = setting(0.99, "memory of the squared gradient (adamw)", low=0.0, high=1.0)
+    beta2: float = setting(0.99, "memory of the squared gradient (adamw, adam)", low=0.0, high=1.0)
     weight_decay: float = setting(
         0.1, "pull to zero of matrices; gains and biases are free", low=0.0
     )
@@ -208,7 +208,8 @@ def _make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Opt
     ]
     if config.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=config.lr, momentum=config.beta1)
-    return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2))
+    adaptive = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
+    return adaptive(groups, lr=config.lr, betas=(config.beta1, config.beta2))
 
 
 def _keep(model: nn.Module, step: int, out_dir: Path, log: "_Log", measure: Measure | None) -> None:
@@ -387,7 +388,8 @@ def _resume(
     _fill({f"weight/{name}": weight for name, weight in weights_of(model).items()}, tensors, path)
     for name, weight in model.named_parameters():
         state = {
-            key.split("/")[0]: value
+            # Adam keeps its count of steps on the CPU, wherever the weights are.
+            key.split("/")[0]: value if key.startswith("step/") else value.to(weight.device)
             for key, value in tensors.items()
             if key.split("/", 1)[1] == name
         }

@@ -64,7 +64,7 @@ def stop_at(n_updates: int) -> LossAt:
     return loss_at
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize("optimizer", ["adamw", "adam", "sgd"])
 def test_interrupted_and_resumed_run_ends_with_the_bits_of_an_uninterrupted_one(
     tmp_path: Path, optimizer: str
 ) -> None:

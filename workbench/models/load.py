@@ -42,9 +42,17 @@ def load(
     if dtype not in DTYPES:
         raise ConfigError(f"dtype must be one of {', '.join(DTYPES)}; got {dtype}")
     from workbench.models.checkpoint import Source, load_transformers
+    from workbench.models.toy import is_toy_folder, load_toy
 
+    place = resolve_model(name)
+    if is_toy_folder(place):
+        if backend != "hf":
+            raise ModelError(
+                f"a toy model has a backend of its own; got {backend}; leave the backend out"
+            )
+        return load_toy(place, dtype=dtype, device=device)
     source = Source(
-        resolve_model(name),
+        place,
         name,
         revision,
         dtype,
@@ -94,6 +102,10 @@ def wrap(model: Any, tokenizer: Any = None) -> ModelAdapter:
 
         _refuse_nan(model)
         return HuggingFaceModel(model, tokenizer)
+    if "toy_tasks.ToyModel" in bases:
+        from workbench.models.toy import ToyAdapter
+
+        return ToyAdapter(model)
     raise ModelError(
         "wrap takes a transformers model, a TransformerBridge, an nnsight LanguageModel or a toy; got "
         f"{type(model).__module__}.{type(model).__name__}; load it with transformers first"

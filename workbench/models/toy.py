@@ -1,0 +1,314 @@
+"""The ``toy`` backend: models of the toy tasks, which show every activation to a tap.
+
+A toy model's forward pass is ``model(tokens, attention_mask, position_ids, tap)``; ``tap(site, x)``
+is shown the activation at every site and returns what is used in its place. So reading and editing
+are a function each, and there is nothing to hook or to remove. Patterns are made whole.
+"""
+
+import importlib
+import json
+import threading
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from workbench.attention.edits import (
+    EDITABLE_SITES,
+    ActivationEdit,
+    AttentionEdit,
+    Edit,
+    Intervention,
+)
+from workbench.errors import CapabilityError, ConfigError, DataError, ModelError
+from workbench.interventions.active import ActiveEdits
+from workbench.models.base import WEIGHTS, Captured, ModelSpec, Reducers, Site
+from workbench.models.inputs import Inputs, prepare_inputs
+from workbench.models.memory import tell_pattern_memory
+from workbench.models.reading import keeper, reductions
+from workbench.models.text import generate_with
+from workbench.revisions import folder_revision
+
+ARCHITECTURE = "toy_tasks.model"
+"""The module that makes a toy model from its config.json; named here, because the core imports no
+toy task."""
+
+_CAPABILITIES = frozenset(
+    {
+        "capture",
+        "attention",
+        "patterns",
+        "streaming",
+        "edits",
+        "generate",
+        "weights",
+        "positions",
+    }
+)
+
+
+class ToyAdapter:
+    """A toy model; see ``workbench.models.base.ModelAdapter``."""
+
+    backend = "toy"
+    capabilities = _CAPABILITIES
+    tokenizer = None
+
+    def __init__(self, model: nn.Module, *, name: str = "toy", revision: str = "") -> None:
+        """Take over a toy model: eval mode, weights frozen.
+
+        Args:
+            model: A ``toy_tasks.model.ToyModel``.
+            name: What people call it.
+            revision: Hash of its folder; "": the weights are hashed when a key is needed.
+        """
+        self.model: Any = model.eval().requires_grad_(False)
+        self._config: Any = model.config
+        self._architecture: Any = importlib.import_module(ARCHITECTURE)
+        self.spec = _make_spec(self._config, name, revision)
+        self._lock = threading.RLock()
+        self._edits = ActiveEdits(self.spec, self._lock, self._refuse_edit)
+
+    @property
+    def dtype(self) -> str:
+        """The dtype of the weights, e.g. ``float32``."""
+        return str(self._weight.dtype).removeprefix("torch.")
+
+    @property
+    def attention(self) -> str:
+        """The kernel of its attention, e.g. ``softmax`` or ``relu``."""
+        return str(self._config.attention)
+
+    @property
+    def interventions(self) -> tuple[Intervention, ...]:
+        """The interventions that are active now."""
+        return self._edits.interventions
+
+    # Forward passes
+
+    def logits(
+        self,
+        tokens: Int[Tensor, "batch pos"],
+        attention_mask: Int[Tensor, "batch pos"] | None = None,
+    ) -> Float[Tensor, "batch pos d_vocab"]:
+        """Run one forward pass and return the logits, on the CPU in float32."""
+        inputs = prepare_inputs(self.spec, tokens, attention_mask)
+        return self._run(inputs, {}, {}).float().cpu()
+
+    def capture(
+        self,
+        tokens: Int[Tensor, "batch pos"],
+        sites: Sequence[Site | str],
+        reduce: Reducers = None,
+        attention_mask: Int[Tensor, "batch pos"] | None = None,
+        position_ids: Int[Tensor, "batch pos"] | None = None,
+    ) -> Captured:
+        """Run one forward pass and return the activation at each site; see ``ModelAdapter``."""
+        parsed = [Site.parse(site) for site in sites]
+        for site in parsed:
+            self._check_site(site)
+        reads = reductions(self.spec, parsed, reduce)
+        inputs = prepare_inputs(self.spec, tokens, attention_mask, position_ids)
+        tell_pattern_memory(self.spec, inputs, reads)
+        captured: dict[Site, Any] = {}
+        self._run(inputs, reads, captured)
+        return Captured({site: captured[site] for site in parsed})
+
+    def generate(self, prompt: Any, max_new_tokens: int = 64, **options: Any) -> Any:
+        """Continue tokens, always with the most likely one; there is no cache."""
+        return generate_with(self, self._generate_tokens, prompt, max_new_tokens, options)
+
+    def _generate_tokens(
+        self, tokens: Tensor, attention_mask: Tensor | None, options: dict[str, Any]
+    ) -> Tensor:
+        n_new = options.pop("max_new_tokens")
+        if options.pop("do_sample", False) or options:
+            raise ConfigError(
+                "a toy model takes the most likely token and no sampling arguments; got "
+                f"{', '.join(options) or 'do_sample=True'}; leave it out"
+            )
+        if tokens.shape[-1] + n_new > self.spec.n_ctx:
+            raise DataError(
+                f"prompt and new tokens must fit in n_ctx = {self.spec.n_ctx} of {self.spec.name}; "
+                f"got {tokens.shape[-1]} + {n_new}; lower max_new_tokens"
+            )
+        for _ in range(n_new):
+            chosen = self.logits(tokens, attention_mask)[:, -1].argmax(dim=-1, keepdim=True)
+            tokens = torch.cat([tokens, chosen], dim=1)
+            if attention_mask is not None:
+                ones = torch.ones_like(attention_mask[:, :1])
+                attention_mask = torch.cat([attention_mask, ones], dim=1)
+        return tokens
+
+    def edit(self, *interventions: Any) -> AbstractContextManager[None]:
+        """Within the context, logits, capture, generate and every probe see the edits.
+
+        Args:
+            interventions: Objects, the content of intervention files, or their paths.
+
+        Raises:
+            CapabilityError: A change of the pattern's rows where they are no distributions.
+        """
+        return self._edits.adding(interventions)
+
+    def weight(self, name: str, layer: int | None = None) -> Tensor:
+        """One weight in TransformerLens' layout, float32 on the CPU; see ``base.WEIGHTS``."""
+        found = self._find_weight(name, layer)
+        return found.detach().float().cpu()
+
+    def mlp_of_embedding(self, layer: int, x: Float[Tensor, "n d_model"], *, norm: bool) -> Tensor:
+        """Apply one block's MLP to vectors, behind its norm if asked; float32, CPU."""
+        self._check_site(Site("mlp_out", layer))
+        block = self.model.blocks[layer]
+        with torch.no_grad():
+            x = x.to(self._weight)
+            return block.mlp(block.ln_mlp(x) if norm else x).float().cpu()
+
+    # How it is done
+
+    @property
+    def _weight(self) -> Tensor:
+        weight: Tensor = self.model.embed.weight
+        return weight
+
+    def _run(
+        self, inputs: Inputs, reads: Mapping[Site, Any], captured: dict[Site, Any]
+    ) -> Float[Tensor, "batch pos d_vocab"]:
+        with self._lock:  # another thread's edits are none of ours
+            edits = self._edits.plan()
+        keep = {site: keeper(site, how, inputs, captured) for site, how in reads.items()}
+
+        def tap(site: Site, x: Tensor) -> Tensor:
+            for edit in edits:
+                x = self._apply(edit, site, x, inputs)
+            if site in keep:
+                keep[site](x)
+            return x
+
+        device = self._weight.device
+        mask, positions = inputs.attention_mask, inputs.position_ids
+        with torch.no_grad():
+            logits: Tensor = self.model(
+                inputs.tokens.to(device),
+                None if mask is None else mask.to(device),
+                None if positions is None else positions.to(device),
+                tap=tap,
+            ).logits
+        return logits
+
+    def _apply(self, edit: Edit, site: Site, x: Tensor, inputs: Inputs) -> Tensor:
+        if isinstance(edit, ActivationEdit):
+            return edit.change(x).view_as(x) if edit.site == site else x
+        if site != Site(self._architecture.WHOLE_PATTERN, edit.layer):
+            return x
+        # With the columns of learned keys, so that they are renormalised with the others.
+        first = inputs.first_key()
+        first = torch.zeros(x.shape[0], dtype=torch.long) if first is None else first
+        first = first + self._architecture.n_learned_keys(self._config)
+        return edit.pattern(x.float(), first.to(x.device)).to(x.dtype)
+
+    def _refuse_edit(self, edit: Edit) -> None:
+        if isinstance(edit, AttentionEdit):
+            if self.attention not in self._architecture.NORMALISED:
+                raise CapabilityError(
+                    "an edit that renormalises attention needs rows that sum to 1; those of "
+                    f"{self.attention} in {self.spec.name} do not; edit z instead"
+                )
+            return
+        if edit.site.name not in EDITABLE_SITES:
+            raise CapabilityError(
+                f"an activation edit must be at one of {', '.join(sorted(EDITABLE_SITES))}; got "
+                f"{edit.site}"
+            )
+        self._check_site(edit.site)
+
+    def _check_site(self, site: Site) -> None:
+        if site.layer is not None and not 0 <= site.layer < self.spec.n_layers:
+            raise ConfigError(
+                f"layer must be below {self.spec.n_layers}, the layers of {self.spec.name}; got "
+                f"{site}"
+            )
+        if site.name == "mlp_out" and not self.spec.d_mlp:
+            raise CapabilityError(
+                f"{site} needs an MLP; {self.spec.name} has none; read resid_post"
+            )
+
+    def _find_weight(self, name: str, layer: int | None) -> Tensor:
+        whole = {"W_E": "embed", "W_pos": "position", "W_U": "unembed"}
+        if name in whole and hasattr(self.model, whole[name]):
+            weight: Tensor = getattr(self.model, whole[name]).weight
+            return weight.T if name == "W_U" else weight
+        if name in whole or name not in WEIGHTS or layer is None:
+            raise CapabilityError(
+                f"weight must be one of {', '.join(WEIGHTS)}, with a layer for those of attention; "
+                f"got {name} of {self.spec.name}"
+            )
+        self._check_site(Site("z", layer))
+        matrix: Tensor = getattr(self.model.blocks[layer].attention, name).weight
+        if name == "W_O":
+            return matrix.T.unflatten(0, (self.spec.n_heads, -1))
+        return matrix.unflatten(0, (self.spec.n_heads, -1)).transpose(1, 2)
+
+
+def _make_spec(config: Any, name: str, revision: str) -> ModelSpec:
+    return ModelSpec(
+        name=name,
+        revision=revision,
+        family="toy",
+        n_layers=config.n_layers,
+        n_heads=config.n_heads,
+        n_kv_heads=config.n_heads,
+        d_model=config.d_model,
+        d_head=config.d_head,
+        d_mlp=config.d_mlp,
+        d_vocab=config.d_vocab,
+        n_ctx=config.n_ctx,
+        positions=config.positions,
+    )
+
+
+def is_toy_folder(name: str) -> bool:
+    """Whether a name is the folder of a toy model."""
+    try:
+        described = json.loads((Path(name).expanduser() / "config.json").read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(described, dict) and described.get("model_type") == "toy"
+
+
+def load_toy(folder: str, *, dtype: str = "auto", device: str = "auto") -> ToyAdapter:
+    """Load a trained toy model from its folder.
+
+    Raises:
+        ModelError: It is unfinished or damaged.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    path = Path(folder).expanduser()
+    if not (path / "model.safetensors").is_file():
+        raise ModelError(
+            f"a toy model must have model.safetensors, which the end of its training writes; {path} "
+            "has none; go on training it with the same command"
+        )
+    try:
+        described = json.loads((path / "config.json").read_bytes())
+        model: nn.Module = importlib.import_module(ARCHITECTURE).model_from(described)
+        model.load_state_dict(load_file(path / "model.safetensors"))
+    except (SafetensorError, RuntimeError, KeyError, TypeError, ValueError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ModelError(
+            f"config.json and model.safetensors of a toy must be whole and fit each other; in {path} "
+            f"they do not ({reason}); train it again"
+        ) from error
+    bad = [name for name, weight in model.state_dict().items() if not weight.isfinite().all()]
+    if bad:
+        raise ModelError(f"weights must be finite; {bad[0]} of {path} holds NaN or infinity")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = model.to(device, None if dtype == "auto" else getattr(torch, dtype))
+    return ToyAdapter(model, name=path.resolve().name, revision=folder_revision(path))
