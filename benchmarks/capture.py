@@ -2,8 +2,9 @@
 
 Every method runs in a process of its own, on a GPT-2-small shape with random weights. For the
 times a coordinator asks the processes in turn (interleaved rounds, so that drift of the machine
-hits all alike) and reports medians and spread of the ratio to plain SDPA; for the memory it reads
-each process's own peak resident set beyond what it had with the model loaded.
+hits all alike) and reports medians and spread of the ratio to plain SDPA, of wall time and of the
+process's CPU time (which a busy machine disturbs less); for the memory it reads each process's own
+peak resident set during its first run, beyond what it had with the model loaded.
 
     python benchmarks/capture.py --lengths 256 1024 4096 --rounds 5
 """
@@ -11,7 +12,6 @@ each process's own peak resident set beyond what it had with the model loaded.
 import argparse
 import json
 import multiprocessing
-import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -53,8 +53,11 @@ def workbench_capture(*, with_logits: bool) -> Callable[[Any], Any]:
 
     model = wb.wrap(build("sdpa"))
     if with_logits:  # the same work as a plain forward, unembedding included
-        whole = type(model.model)
-        model.model.__class__ = type("Whole", (whole,), {"base_model": property(lambda self: self)})
+
+        def unembed(module: Any, args: Any, output: Any) -> None:
+            model.model.lm_head(output.last_hidden_state)
+
+        model.model.transformer.register_forward_hook(unembed)
 
     def norm(x: torch.Tensor) -> torch.Tensor:
         return x.norm(dim=-1)
@@ -102,6 +105,19 @@ METHODS: dict[str, Callable[[], Callable[[Any], Any]]] = {
 }
 
 
+def memory_mb(field: str) -> float:
+    """A field of this process's status (Linux), in MB."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field):
+            return int(line.split()[1]) / 1024
+    raise LookupError(field)
+
+
+def forget_peak() -> None:
+    """Let the peak resident set begin anew: building a model has peaks of its own."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
 def serve(name: str, n_pos: int, threads: int, pipe: Connection) -> None:
     """Run one method whenever the coordinator asks; answer with seconds and peak memory."""
     import torch
@@ -112,18 +128,19 @@ def serve(name: str, n_pos: int, threads: int, pipe: Connection) -> None:
         tokens = torch.randint(
             SHAPE["vocab_size"], (1, n_pos), generator=torch.Generator().manual_seed(1)
         )
-        loaded = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        before = memory_mb("VmRSS")
         with torch.no_grad():
+            forget_peak()
             kept = run(tokens)
+            extra = memory_mb("VmHWM") - before
             del kept
-            pipe.send({"ready": True})
+            pipe.send({"extra_mb": extra})
             while pipe.recv() == "run":
-                start = time.perf_counter()
+                start, cpu = time.perf_counter(), time.process_time()
                 kept = run(tokens)
-                seconds = time.perf_counter() - start
+                taken = time.perf_counter() - start, time.process_time() - cpu
                 del kept
-                peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-                pipe.send({"seconds": seconds, "extra_mb": (peak - loaded) / 1024})
+                pipe.send({"seconds": taken[0], "cpu": taken[1]})
     except Exception as error:  # a peer that fails is a row of the table
         pipe.send({"error": f"{type(error).__name__}: {error}"[:200]})
 
@@ -142,13 +159,13 @@ def measure(n_pos: int, rounds: int, threads: int, names: list[str]) -> dict[str
             rows[name] = answer
         else:
             workers[name] = (process, ours)
-            rows[name] = {"seconds": []}
+            rows[name] = {"seconds": [], "cpu": [], **answer}
     for _ in range(rounds):
         for name, (_, pipe) in workers.items():
             pipe.send("run")
             answer = pipe.recv()
             rows[name]["seconds"].append(answer["seconds"])
-            rows[name]["extra_mb"] = answer["extra_mb"]
+            rows[name]["cpu"].append(answer["cpu"])
     for process, pipe in workers.values():
         pipe.send("stop")
         process.join()
@@ -157,13 +174,15 @@ def measure(n_pos: int, rounds: int, threads: int, names: list[str]) -> dict[str
 
 def summarise(rows: dict[str, Any], reference: str) -> None:
     """Add medians and the ratio to the reference, round by round."""
-    base = rows[reference]["seconds"]
+    base, base_cpu = rows[reference]["seconds"], rows[reference]["cpu"]
     for row in rows.values():
         if "error" in row:
             continue
         ratios = [a / b for a, b in zip(row["seconds"], base, strict=True)]
         row["median_s"] = statistics.median(row["seconds"])
         row["ratio"] = statistics.median(ratios)
+        pairs = zip(row["cpu"], base_cpu, strict=True)
+        row["cpu_ratio"] = statistics.median(a / b for a, b in pairs)
         row["ratio_min"], row["ratio_max"] = min(ratios), max(ratios)
         row["memory_ratio"] = row["extra_mb"] / rows[reference]["extra_mb"]
 
@@ -195,7 +214,7 @@ def main() -> None:
                 continue
             spread = f"{row['ratio_min']:.2f}-{row['ratio_max']:.2f}"
             print(
-                f"  {name:50s} {row['median_s']:7.2f} s  x{row['ratio']:.2f} ({spread})  "
+                f"  {name:50s} {row['median_s']:7.2f} s  x{row['ratio']:.2f} ({spread}), CPU x{row['cpu_ratio']:.2f}  "
                 f"+{row['extra_mb']:.0f} MB (x{row['memory_ratio']:.2f})",
                 flush=True,
             )
