@@ -1,15 +1,26 @@
 """``workbench train``: models small enough to train here."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from workbench.cli import options as given
-from workbench.cli.console import message, print_json
+from workbench.cli.console import message, print_json, print_metrics
 from workbench.errors import ConfigError, UnknownNameError
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished run that is also a result in the store."""
+
+    folder: Path
+    """Of the trained model."""
+    key: str
+    metrics: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -17,7 +28,7 @@ class Toy:
     """Something that can be trained."""
 
     summary: str
-    train: Callable[[Mapping[str, str], Path], Path]
+    train: Callable[[Mapping[str, str], Path], Path | Trained]
     """Settings as texts and an output folder -> the folder of the trained model."""
 
 
@@ -36,11 +47,70 @@ def _language_model(settings: Mapping[str, str], folder: Path) -> Path:
     return train_language_model(config, Path(text), folder)
 
 
+def _recorded(name: str, settings: Mapping[str, str], folder: Path) -> Trained:
+    """Train a registered toy task, and keep its record and its model in the store."""
+    import time
+
+    from toy_tasks.training import report_to_stderr
+    from workbench.discovery import find_probe
+    from workbench.provenance import content_key, environment
+    from workbench.result import Result
+    from workbench.settings import make_config
+    from workbench.store.results import Store
+
+    task = find_probe(name)
+    config = make_config(task.config, settings, name)
+    _make_folder(folder)
+    start = time.perf_counter()
+    measured = task.measure(config, folder, report_to_stderr)
+    identity: dict[str, Any] = {
+        "probe": name,
+        "version": task.version,
+        "config": asdict(measured.config),
+        "data": measured.data_hash() if hasattr(measured, "data_hash") else None,
+    }
+    provenance = identity | {
+        "model": name,
+        "environment": environment(),
+        "device": "cpu",
+        "seconds": round(time.perf_counter() - start, 3),
+    }
+    result = Result.from_measurement(
+        task, measured, key=content_key(identity), provenance=provenance
+    )
+    files = {file: folder / file for file in _KEPT}
+    present = {file: path for file, path in files.items() if path.is_file()}
+    Store().publish(result, files=present)
+    return Trained(folder, result.key, result.metrics())
+
+
+_KEPT = ("model.safetensors", "config.json", "metrics.jsonl", "sample.safetensors")
+"""Files of a run that lie beside its result, so that the result's folder is a ``toy:DIR`` too."""
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"-o must be a folder that can be made; {folder}: {(error.strerror or '').lower()}; "
+            "choose another"
+        ) from error
+
+
 TOYS = {
+    "bigram-backcopy": Toy(
+        "a small transformer that copies after triggers, the growth of its attention sink on record",
+        partial(_recorded, "bigram-backcopy"),
+    ),
     "language-model": Toy(
         "a small GPT-2 on a folder of texts (text=FOLDER), succession and copying added",
         _language_model,
-    )
+    ),
+    "scan-snap": Toy(
+        "one attention layer on classes of common and distinct tokens; its record goes to the store",
+        partial(_recorded, "scan-snap"),
+    ),
 }
 """What can be trained, by name."""
 
@@ -63,9 +133,18 @@ def train_command(
     """
     if toy not in TOYS:
         raise UnknownNameError("toy", toy, TOYS)
-    folder = TOYS[toy].train(given.read_settings(settings), output)
+    done = TOYS[toy].train(given.read_settings(settings), output)
+    folder = done.folder if isinstance(done, Trained) else done
+    stored = {"key": done.key, "metrics": done.metrics} if isinstance(done, Trained) else {}
     if as_json:
-        print_json({"toy": toy, "path": folder})
+        print_json({"toy": toy, "path": folder, **stored})
         return
     print(folder)
+    if isinstance(done, Trained):
+        print_metrics(done.metrics)
+        message(f"next: workbench results show {done.key[:12]}")
+        if (folder / "sample.safetensors").is_file():
+            sample = f"--model toy:{folder} --data {folder / 'sample.safetensors'}"
+            message(f"next: workbench run attention-sinks {sample}")
+        return
     message(f"next: workbench run attention-sinks --model toy:{folder} --data builtin:natural")
