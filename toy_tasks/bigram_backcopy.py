@@ -14,10 +14,11 @@ that trains in half a minute on one core, where they take d_model 256, 256 posit
 512, lr 3e-4 and 10000 steps. Risks leave out position 0, where their oracle is not the true law.
 """
 
+import hashlib
 import json
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -181,6 +182,13 @@ class BigramBackcopyResult:
         rows = [name.startswith("no_attention") for name in self.labels["ablation"]]
         return risk[torch.tensor(rows), -1].max().item()
 
+    def data_hash(self) -> str:
+        """Hash of the law and of the held-out sequences, which the settings do not tell whole."""
+        digest = hashlib.sha256()
+        for tensor in (self.unigram, self.transition, self.triggers, self.sample_tokens):
+            digest.update(tensor.numpy().tobytes())
+        return digest.hexdigest()
+
     def metrics(self) -> dict[str, float]:
         """The headline numbers, at the end of training."""
         return {
@@ -235,6 +243,8 @@ def train_bigram_backcopy(
         WorkbenchError: An impossible law or a text that cannot be used; nothing is written.
     """
     law = make_law(read_counts(config.text), config.triggers)
+    if config.text is not None:  # records must not tell where a folder lies
+        config = replace(config, text=Path(config.text).name)
     model = make_model(config.model(law.d_vocab), config.seed).to(config.device)
     _claim(out_dir, config, law)
     sequences = sample(law, config.n_held_out, config.n_pos, _generator(config.seed))
