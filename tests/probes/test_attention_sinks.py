@@ -259,6 +259,22 @@ def test_swapped_positions_move_what_position_zero_had():
     assert set(swapped.metrics()) - set(plain.metrics()) == {"sink_rate_at_0"}
 
 
+@pytest.mark.parametrize("backend", ["hf", "transformer-lens", "nnsight"])
+def test_swapped_positions_equal_swapped_position_embeddings(backend, tmp_path):
+    tiny_model("gpt2").save_pretrained(tmp_path)
+    by_hand = tiny_model("gpt2")
+    with torch.no_grad():
+        table = by_hand.transformer.wpe.weight
+        table[[0, 4]] = table[[4, 0]].clone()
+    tokens = random_tokens(2, 16)
+    config = AttentionSinkConfig(inputs="swap", position=4)
+    found = measure_attention_sinks(wb.load(str(tmp_path), backend=backend), tokens, config)
+    repeat = AttentionSinkConfig(inputs="repeat")
+    expected = measure_attention_sinks(wb.wrap(by_hand), tokens, repeat)
+    torch.testing.assert_close(found.score, expected.score, rtol=0, atol=1e-4)
+    torch.testing.assert_close(found.resid_norm, expected.resid_norm, rtol=1e-4, atol=1e-4)
+
+
 # Refusals
 
 

@@ -17,7 +17,7 @@ class Inputs:
 
     tokens: Int[Tensor, "batch pos"]
     attention_mask: Int[Tensor, "batch pos"] | None
-    """None when nothing is padded, which lets kernels skip the mask."""
+    """None when nothing is padded and positions are the usual ones: kernels then skip the mask."""
     position_ids: Int[Tensor, "batch pos"] | None
 
     def row_valid(self, device: torch.device) -> Float[Tensor, "batch pos"] | None:
@@ -48,6 +48,10 @@ def prepare_inputs(
     if mask is not None and position_ids is None and not bool(mask[:, 0].all()):
         # Learned positions count from a prompt's first real token, not from the padding.
         position_ids = (mask.cumsum(dim=1) - 1).clamp(min=0)
+    if position_ids is not None and mask is None:
+        # Without a mask, transformers takes positions that do not ascend for several prompts packed
+        # into one, and silently hides them from each other.
+        mask = torch.ones_like(tokens)
     return Inputs(tokens, mask, position_ids)
 
 
