@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 
 from toy_tasks import scan_snap, scan_snap_run
 from toy_tasks.scan_snap import ScanSnapConfig, ScanSnapResult, snap_step, train_scan_snap
+from toy_tasks.scan_snap_theory import distinct_invariant
 from toy_tasks.training import Progress, TrainingError, read_metrics
 from workbench.discovery import find_probe
 from workbench.provenance import content_key
@@ -73,6 +74,9 @@ def test_in_long_sequences_distinct_tokens_grow_exactly_in_the_order_of_their_fr
         assert (z[law.is_distinct[row]] > 0).all()
         assert (z[law.is_distinct[row]].diff() > 0).all()
         assert (z[law.is_common[row]] < 0).all()
+        own = law.is_distinct[row]
+        kappa = distinct_invariant(z[own].double(), law.prob[row, own])
+        assert (kappa.max() - kappa.min()) / (kappa.max() + kappa.min()) < 0.2
 
 
 @pytest.mark.parametrize("seed", SEEDS)
