@@ -85,7 +85,7 @@ CYCLIC = ("days", "day prefixes", "months", "month prefixes")
 
 @dataclass(frozen=True)
 class LanguageModelConfig:
-    """Settings of a demo language model; the defaults made the one that is shipped."""
+    """Settings of a demo language model; docs/demo_model.md says which made the shipped one."""
 
     n_layers: int = setting(4, "blocks", low=1.0)
     n_heads: int = setting(4, "attention heads of a block", low=1.0)

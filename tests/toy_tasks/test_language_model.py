@@ -5,6 +5,7 @@ import random
 import re
 import signal
 import zipfile
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -32,12 +33,13 @@ from toy_tasks.language_model import (
     succession_snippet,
     train_language_model,
 )
+from toy_tasks.training import read_metrics
 from workbench.errors import ConfigError, DataError
 
 SHIPPED = Path(workbench.__file__).parent / "assets" / "demo"
 
-SINK_RATE = 0.15
-SUCCESSION = 0.49
+SINK_RATE = 0.18
+SUCCESSION = 0.52
 CONTINUATIONS = [
     (" Monday, Tuesday,", " Wednesday"),
     (" 37, 38, 39,", " 40"),
@@ -269,6 +271,15 @@ def test_interrupted_run_resumes_to_the_same_model(tmp_path: Path, text_folder: 
     cut = train_language_model(TINY, text_folder, tmp_path / "cut", progress=None)
     for name in ("model.safetensors", "tokenizer.json", "config.json"):
         assert (cut / name).read_bytes() == (whole / name).read_bytes()
+
+
+@pytest.mark.usefixtures("few_snippets")
+def test_run_can_start_from_the_weights_of_another(tmp_path: Path, text_folder: Path) -> None:
+    first = train_language_model(TINY, text_folder, tmp_path / "first", progress=None)
+    config = replace(TINY, start_from=str(first / "model.safetensors"), n_steps=1)
+    train_language_model(config, text_folder, tmp_path / "second", progress=None)
+    last = read_metrics(tmp_path / "first" / "metrics.jsonl")[-1]
+    assert read_metrics(tmp_path / "second" / "metrics.jsonl")[0]["val_loss"] == last["val_loss"]
 
 
 @pytest.mark.usefixtures("few_snippets")
