@@ -28,6 +28,8 @@ from workbench.settings import check_settings, setting
 
 MAX_VOCABULARY = 10_000
 """Tokens; the decoder is a full matrix over pairs of them."""
+MAX_RECORDED = 10**8
+"""Numbers of a record, 8 bytes each; it is kept in memory and written whole."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,13 @@ class ScanSnapConfig:
             raise ConfigError(
                 f"the vocabulary must have at most {MAX_VOCABULARY} tokens; these counts make "
                 f"{self.n_tokens}; lower n_queries, n_classes_per_query or n_distinct"
+            )
+        n_checkpoints = self.steps // self.record_every + 2
+        recorded = n_checkpoints * (self.n_queries + self.n_classes) * self.n_tokens
+        if recorded > MAX_RECORDED:
+            raise ConfigError(
+                f"a record must have at most {MAX_RECORDED} numbers; {n_checkpoints} checkpoints "
+                f"make {recorded}; raise record_every"
             )
 
     @property

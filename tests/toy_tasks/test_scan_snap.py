@@ -209,6 +209,24 @@ def test_a_stopped_run_goes_on_with_the_same_bits(tmp_path, stop):
     assert all(torch.equal(files[0][name], files[1][name]) for name in ("Y", "Z"))
 
 
+def test_a_run_that_was_killed_goes_on_from_its_last_save(tmp_path, monkeypatch):
+    monkeypatch.setattr(scan_snap, "SAVE_EVERY", 5)
+    whole = train_scan_snap(FEW, tmp_path / "whole")
+
+    def crash(progress):
+        if progress.step == 8:
+            raise MemoryError
+
+    with pytest.raises(MemoryError):
+        train_scan_snap(FEW, tmp_path / "cut", crash)
+    seen = []
+    cut = train_scan_snap(FEW, tmp_path / "cut", lambda progress: seen.append(progress.step))
+    assert seen[0] == 5
+    assert same(cut, whole)
+    lines = [read_metrics(tmp_path / name / "metrics.jsonl") for name in ("whole", "cut")]
+    assert lines[0] == lines[1]
+
+
 def test_a_finished_run_is_not_made_again_and_can_be_lengthened(tmp_path):
     config = replace(FEW, record_every=5)
     longer = replace(config, steps=20)

@@ -75,6 +75,7 @@ def test_a_run_draws_the_same_beside_others():
         ("lr_z", "0", "lr_z must be above 0"),
         ("momentum", "1", "momentum must be between"),
         ("init", "ones", "init must be one of zero, normal, uniform"),
+        ("steps", "1000000", "1000002 checkpoints make 136000272; raise record_every"),
         ("n_distinct", "20000", "at most 10000 tokens; these counts make 40014"),
     ],
 )
