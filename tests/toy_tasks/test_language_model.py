@@ -117,7 +117,11 @@ def test_excluded_files_and_archive_members_are_left_out(tmp_path: Path) -> None
         ("latin.txt", "caf\xe9".encode("latin-1"), r"latin\.txt must be UTF-8; byte 3 is not"),
         ("torn.jsonl", b'{"text": "a', r"torn\.jsonl must be JSON"),
         ("number.json", b"[1]", r"number\.json must hold texts"),
-        ("torn.txt.gz", gzip.compress(b"text", mtime=0)[:-4], r"torn\.txt\.gz must be a whole archive"),
+        (
+            "torn.txt.gz",
+            gzip.compress(b"text", mtime=0)[:-4],
+            r"torn\.txt\.gz must be a whole archive",
+        ),
         ("torn.zip", b"PK", r"torn\.zip must be a whole archive"),
         ("empty.txt", b" \n", r"must hold text; no \.txt"),
         ("image.png", b"\x89PNG", r"must hold text; no \.txt"),
@@ -432,6 +436,9 @@ def test_shipped_model_has_a_head_that_does_succession(shipped: tuple) -> None:
     best, second = scores.flatten().topk(2).values.tolist()
     assert best > SUCCESSION
     assert second < best
+    model, tokenizer = shipped
+    pooled, _ = succession_score(model, series_tokens(tokenizer))
+    torch.testing.assert_close(pooled, scores)
 
 
 def hits_by_head(model: torch.nn.Module, tokenizer: object) -> torch.Tensor:
