@@ -35,7 +35,7 @@ def figures(result: ScanSnapResult) -> dict[str, go.Figure]:
         "attention": figure_attention(result),
         "distinct_tokens": figure_distinct_tokens(result),
     }
-    if result.config.n_common and len(result.step) > 2:
+    if bool(result.law().is_common.any()) and len(result.step) > 2:
         drawn["common_tokens"] = figure_common_tokens(result)
     return drawn
 

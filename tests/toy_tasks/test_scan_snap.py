@@ -131,6 +131,19 @@ def test_snap_is_the_first_step_whose_change_is_small_beside_its_peak():
     assert snap_step(10 * step, z * torch.tensor([1.0, 0.0])) == 100
 
 
+def test_a_slow_start_is_no_snap():
+    step = torch.arange(31)
+    z = torch.zeros(31, 1, 1)
+    z[:, 0, 0] = 0.01 * step + (step - 10).clamp(0, 10)
+    assert snap_step(step, z) == 20
+
+
+def test_far_checkpoints_are_compared_with_the_next_one():
+    z = torch.tensor([0.0, 1.0, 2.0, 2.0, 3.0, 4.0, 5.0, 6.0])[:, None, None]
+    assert snap_step(10 * torch.arange(8), z) == 20
+    assert snap_step(torch.arange(8), z) == -1
+
+
 def test_too_short_a_run_cannot_snap():
     assert snap_step(torch.arange(3), torch.zeros(3, 1, 2)) == -1
 

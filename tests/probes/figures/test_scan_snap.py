@@ -88,9 +88,13 @@ def test_the_flow_begins_at_zero_and_meets_the_last_point(result):
 
 
 def test_a_run_without_common_tokens_and_a_very_short_one_can_be_drawn(tmp_path):
-    config = ScanSnapConfig(steps=1, n_common=0, batch_size=4)
+    config = ScanSnapConfig(steps=3, n_common=0, batch_size=4)
     assert "common_tokens" not in figures(train_scan_snap(config, tmp_path / "a"))
-    short = train_scan_snap(dataclasses.replace(config, n_common=2), tmp_path / "b")
+    few = train_scan_snap(dataclasses.replace(config, n_common=2), tmp_path / "b")
+    measured = figure_common_tokens(few).data[0]
+    assert list(measured.x) == [1, 2, 3]  # the axis is logarithmic
+    np.testing.assert_allclose(measured.y, -few.class_z()[1:, :, :2].mean(dim=(1, 2)), atol=1e-6)
+    short = train_scan_snap(dataclasses.replace(config, n_common=2, steps=1), tmp_path / "c")
     assert "attention" in figures(short)
 
 
