@@ -33,7 +33,7 @@ MAY_IMPORT = {
     "workbench": set(),
     "workbench/cli": {"probes", "toy_tasks", "app"},
     "probes": {"workbench"},
-    "probes/figures": {"workbench", "probes"},
+    "probes/figures": {"workbench", "probes", "toy_tasks"},
     "toy_tasks": {"workbench"},
     "app": {"workbench", "probes", "toy_tasks"},
 }
