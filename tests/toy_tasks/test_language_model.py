@@ -16,24 +16,24 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import toy_tasks.language_model as demo
 import workbench
+from toy_tasks.language_figures import series_tokens, succession_score
 from toy_tasks.language_model import (
-    CYCLIC,
-    SERIES,
     LanguageModelConfig,
     TokenStreams,
-    backcopy_stream,
-    generated_text,
     main,
-    plain_text,
-    read_text_folder,
-    series_run,
-    series_tokens,
     split_held_out,
-    succession_score,
-    succession_snippet,
     train_language_model,
 )
-from toy_tasks.training import read_metrics
+from toy_tasks.series import (
+    CYCLIC,
+    SERIES,
+    backcopy_stream,
+    generated_text,
+    series_run,
+    succession_snippet,
+)
+from toy_tasks.texts import plain_text, read_text_folder
+from toy_tasks.training import Progress, read_metrics
 from workbench.errors import ConfigError, DataError
 
 SHIPPED = Path(workbench.__file__).parent / "assets" / "demo"
@@ -265,7 +265,7 @@ def test_trained_folder_loads_and_notes_what_the_probes_look_for(
 
 @pytest.mark.usefixtures("few_snippets")
 def test_interrupted_run_resumes_to_the_same_model(tmp_path: Path, text_folder: Path) -> None:
-    def interrupt(progress: demo.Progress) -> None:
+    def interrupt(progress: Progress) -> None:
         if progress.step == 4:
             os.kill(os.getpid(), signal.SIGINT)
 
