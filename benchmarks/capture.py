@@ -70,9 +70,9 @@ def workbench_capture(*, with_logits: bool) -> Callable[[Any], Any]:
 
 
 def bridge(*, patterns_only: bool) -> Callable[[Any], Any]:
-    from transformer_lens.model_bridge import TransformerBridge
+    from workbench.models.transformer_lens import build_bridge
 
-    model = TransformerBridge.boot_transformers("gpt2", hf_model=build("eager"), tokenizer=None)
+    model = build_bridge(build("eager"), None)  # the plain bridge, without asking the hub
     if patterns_only:
         return lambda tokens: model.run_with_cache(
             tokens, names_filter=lambda name: name.endswith("hook_pattern")
@@ -86,9 +86,12 @@ def nnsight_trace() -> Callable[[Any], Any]:
     model = NNsight(build("eager"))
 
     def run(tokens: Any) -> Any:
+        saved: list[Any] = []
         with model.trace(tokens, use_cache=False, output_attentions=True):
-            saved = [(b.attn.output[1].save(), b.output.save()) for b in model.transformer.h]
-        return saved  # noqa: RET504 - a trace must not end in a return
+            for block in model.transformer.h:
+                saved.append(block.attn.output[1].save())
+                saved.append(block.output.save())
+        return saved
 
     return run
 
