@@ -15,7 +15,7 @@ HOMES = {
     "streamlit": ("app/",),
     "plotly": ("app/", "probes/figures/"),
     # The demo model's trainer makes a model and a tokenizer in transformers' own format.
-    "transformers": ("workbench/models/", "workbench/attention/", "toy_tasks/language_model.py"),
+    "transformers": ("workbench/models/", "workbench/attention/", "toy_tasks/language_"),
     "transformer_lens": ("workbench/models/transformer_lens.py",),
     "nnsight": ("workbench/models/nnsight.py",),
     "datasets": ("workbench/files.py",),
@@ -77,7 +77,7 @@ def test_imports_point_down_and_libraries_stay_at_home(path):
 
 def is_part_of_the_same_toy(module, own):
     """A toy too large for one file has several that begin alike: ``scan_snap_data``."""
-    parts = ("toy_tasks.bigram_", "toy_tasks.scan_snap")
+    parts = ("toy_tasks.bigram_", "toy_tasks.language_", "toy_tasks.scan_snap")
     return any(module.startswith(part) and own.startswith(part) for part in parts)
 
 

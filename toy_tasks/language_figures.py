@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from toy_tasks.series import CYCLIC, SERIES
+from toy_tasks.language_series import CYCLIC, SERIES
 from workbench.errors import DataError
 
 if TYPE_CHECKING:

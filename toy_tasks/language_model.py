@@ -32,7 +32,7 @@ from toy_tasks.language_figures import (
     measured_figures,
     series_tokens,
 )
-from toy_tasks.series import (
+from toy_tasks.language_series import (
     BACKCOPY_MARKS,
     N_COPY_SNIPPETS,
     N_SUCCESSION_SNIPPETS,
@@ -42,7 +42,7 @@ from toy_tasks.series import (
     generated_text,
     succession_snippet,
 )
-from toy_tasks.texts import read_text_folder
+from toy_tasks.language_texts import read_text_folder
 from toy_tasks.training import (
     Progress,
     TrainingConfig,

@@ -24,7 +24,7 @@ from toy_tasks.language_model import (
     split_held_out,
     train_language_model,
 )
-from toy_tasks.series import (
+from toy_tasks.language_series import (
     CYCLIC,
     SERIES,
     backcopy_stream,
@@ -32,7 +32,7 @@ from toy_tasks.series import (
     series_run,
     succession_snippet,
 )
-from toy_tasks.texts import plain_text, read_text_folder
+from toy_tasks.language_texts import plain_text, read_text_folder
 from toy_tasks.training import Progress, read_metrics
 from workbench.errors import ConfigError, DataError
 
