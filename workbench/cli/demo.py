@@ -39,6 +39,9 @@ RECIPES: dict[str, tuple[Recipe, ...]] = {
 }
 """Probes for which the plain recipe is not the best one."""
 
+TOYS: dict[str, dict[str, str]] = {"scan-snap": {}}
+"""Toy tasks that the demo trains, with settings that take seconds."""
+
 
 def demo_command(
     output: Annotated[
@@ -48,7 +51,7 @@ def demo_command(
         str, typer.Option("--model", "-m", metavar="M", help="Another model than the embedded one.")
     ] = "demo",
 ) -> None:
-    """Run every probe on the embedded model, offline.
+    """Run every probe on the embedded model and train a toy, offline.
 
     Results go to DIR/store, figures to DIR/report.html. A second run finds everything there.
     """
@@ -63,6 +66,7 @@ def demo_command(
             for probe in load_probes()
             for result in _run_probe(probe, model, store, reporter)
         ]
+        found += [_run_toy(name, output, store, reporter) for name in TOYS]
     keys = [result.key for result in found]
     report = write_report(store, output / "report.html", "What the demo found", keys)
     print_table(("probe", "settings", "what it found", "key"), [_row(result) for result in found])
@@ -70,6 +74,16 @@ def demo_command(
     message(f"next: open {report} in a browser")
     message(f"      workbench results list --store {store}")
     message("      workbench run attention-sinks --model gpt2 --data my.txt")
+
+
+def _run_toy(name: str, output: Path, store: Path, reporter: Any) -> "Result":
+    """Train a toy task in DIR/toys; a finished run is only read again."""
+    from workbench.cli.train import recorded
+    from workbench.store.results import Store
+
+    reporter.message(name)
+    key = recorded(name, TOYS[name], output / "toys" / name, store).key
+    return Store(store).get(key)
 
 
 def _run_probe(probe: "Probe", model: str, store: Path, reporter: Any) -> Iterator["Result"]:

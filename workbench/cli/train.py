@@ -47,8 +47,17 @@ def _language_model(settings: Mapping[str, str], folder: Path) -> Path:
     return train_language_model(config, Path(text), folder)
 
 
-def _recorded(name: str, settings: Mapping[str, str], folder: Path) -> Trained:
-    """Train a registered toy task, and keep its record and its model in the store."""
+def recorded(
+    name: str, settings: Mapping[str, str], folder: Path, store: Path | None = None
+) -> Trained:
+    """Train a registered toy task, and keep its record and its model in the store.
+
+    Args:
+        name: Of the toy task.
+        settings: As texts.
+        folder: Of the run; one that is finished is not trained again.
+        store: Where the record goes; None: the default store.
+    """
     import time
 
     from toy_tasks.training import report_to_stderr
@@ -80,7 +89,7 @@ def _recorded(name: str, settings: Mapping[str, str], folder: Path) -> Trained:
     )
     files = {file: folder / file for file in _KEPT}
     present = {file: path for file, path in files.items() if path.is_file()}
-    Store().publish(result, files=present)
+    Store(store).publish(result, files=present)
     return Trained(folder, result.key, result.metrics())
 
 
@@ -101,7 +110,7 @@ def _make_folder(folder: Path) -> None:
 TOYS = {
     "bigram-backcopy": Toy(
         "a small transformer that copies after triggers, the growth of its attention sink on record",
-        partial(_recorded, "bigram-backcopy"),
+        partial(recorded, "bigram-backcopy"),
     ),
     "language-model": Toy(
         "a small GPT-2 on a folder of texts (text=FOLDER), succession and copying added",
@@ -109,7 +118,7 @@ TOYS = {
     ),
     "scan-snap": Toy(
         "one attention layer on classes of common and distinct tokens; its record goes to the store",
-        partial(_recorded, "scan-snap"),
+        partial(recorded, "scan-snap"),
     ),
 }
 """What can be trained, by name."""
