@@ -39,8 +39,8 @@ RECIPES: dict[str, tuple[Recipe, ...]] = {
 }
 """Probes for which the plain recipe is not the best one."""
 
-TOYS: dict[str, dict[str, str]] = {"scan-snap": {}}
-"""Toy tasks that the demo trains, with settings that take seconds."""
+TOYS: dict[str, dict[str, str]] = {"bigram-backcopy": {}, "scan-snap": {}}
+"""Toy tasks that the demo trains, with settings that take a minute."""
 
 
 def demo_command(
@@ -51,7 +51,7 @@ def demo_command(
         str, typer.Option("--model", "-m", metavar="M", help="Another model than the embedded one.")
     ] = "demo",
 ) -> None:
-    """Run every probe on the embedded model and train a toy, offline.
+    """Run every probe on the embedded model and train the toys, offline.
 
     Results go to DIR/store, figures to DIR/report.html. A second run finds everything there.
     """
