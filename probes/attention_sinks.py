@@ -23,6 +23,7 @@ They count positions from 1 and keep patterns of 64 tokens; here column sums are
 
 from collections import deque
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
@@ -230,15 +231,13 @@ def measure_attention_sinks(
     _check_prompts(model, tokens, config, context)
     tokens = make_inputs(tokens, config, model.spec.d_vocab, context)
     grams = [_gram(model.weight("W_O", layer)) for layer in range(model.spec.n_layers)]
-    collected = [
-        (batch, _measure_batch(model, batch, config, grams)) for batch in context.batches(tokens)
-    ]
+    collected = context.each_batch(tokens, partial(_measure_batch, model, config, grams))
     lengths = _lengths(tokens, context)
     past_end = torch.arange(tokens.shape[1]) >= lengths[:, None]
-    score = torch.cat([found["score"] for _, found in collected])
+    score = torch.cat([found["score"] for found in collected])
 
     def mean(name: str) -> Tensor:
-        whole = torch.cat([found[name] for _, found in collected])
+        whole = torch.cat([found[name] for found in collected])
         hidden = past_end.view(len(whole), *[1] * (whole.dim() - 2), -1)
         return whole.masked_fill(hidden, torch.nan).nanmean(dim=0)
 
@@ -303,7 +302,7 @@ def _gram(w_o: Float[Tensor, "head d_head d_model"]) -> Float[Tensor, "head d_he
 
 
 def _measure_batch(
-    model: ModelAdapter, batch: Batch, config: AttentionSinkConfig, grams: list[Tensor]
+    model: ModelAdapter, config: AttentionSinkConfig, grams: list[Tensor], batch: Batch
 ) -> dict[str, Tensor]:
     """One forward pass; every entry is ``[batch ... pos]``."""
     layers = range(model.spec.n_layers)

@@ -246,3 +246,44 @@ def test_loading_editing_running_and_storing_need_no_optional_package(folder, tm
 def test_device_map_is_passed_on(folder, tokens):
     model = wb.load(folder, device_map={"": "cpu"})
     assert torch.equal(run(model, tokens).score, run(wb.load(folder), tokens).score)
+
+
+@pytest.fixture
+def optional_data_probe(monkeypatch):
+    """A probe that uses prompts when it is given some."""
+    from dataclasses import dataclass
+
+    from workbench import registry
+
+    @dataclass(frozen=True)
+    class Config:
+        """No settings."""
+
+    @dataclass(frozen=True)
+    class Counted:
+        config: Config
+        count: torch.Tensor
+
+        def metrics(self):
+            return {"n_prompts": self.count.item()}
+
+        def table(self):
+            return {"count": [self.count.item()]}
+
+    def measure_counting(model, tokens, config, context):
+        """Count the prompts."""
+        return Counted(config, torch.tensor(float(len(tokens))))
+
+    monkeypatch.setattr(registry, "_PROBES", dict(registry._PROBES))
+    named = {"config": Config, "result": Counted, "paper": "arXiv:0"}
+    registry.probe("counting", **named, needs_data=False, takes_data=True)(measure_counting)
+    registry.probe("ignoring", **named, needs_data=False)(measure_counting)
+
+
+def test_optional_prompts_reach_the_probe_only_when_it_takes_them(
+    optional_data_probe, model, tokens
+):
+    assert wb.run("counting", model).metrics()["n_prompts"] == 0
+    assert wb.run("counting", model, tokens).metrics()["n_prompts"] == 3
+    assert wb.run("ignoring", model, tokens).metrics()["n_prompts"] == 0
+    assert wb.run("counting", model).key != wb.run("counting", model, tokens).key

@@ -13,6 +13,11 @@ def _silent(done: int, total: int) -> None:
     """Report nothing."""
 
 
+def _compute(name: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Compute a part and keep nothing."""
+    return compute()
+
+
 @dataclass(frozen=True)
 class Batch:
     """Some prompts of a run, right-padded."""
@@ -39,6 +44,20 @@ class Context:
     """One value a prompt, e.g. ``{"domain": ("wikipedia", "wikipedia", "code")}``."""
     rows: tuple[dict[str, Any], ...] = ()
     """The whole rows of the data, one a prompt, where the data has columns."""
+    keep: Callable[[str, Callable[[], dict[str, Tensor]]], dict[str, Tensor]] = field(
+        default=_compute
+    )
+    """What ``piece`` does; with a store, ``workbench.store.pieces.Pieces.get_or_compute``."""
+
+    def piece(self, name: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        """One part of a long measurement; a killed run that goes on finds it done.
+
+        Args:
+            name: Names the part within the measurement, e.g. ``batch-0``. Parts made from a batch
+                may say its start: another batch size never mixes with this one.
+            compute: Makes the part: small tensors by name, on any device.
+        """
+        return self.keep(name, compute)
 
     def generator(self) -> torch.Generator:
         """A fresh generator with the run's seed."""
@@ -56,3 +75,20 @@ class Context:
                 start,
             )
             self.progress(min(start + size, total), total)
+
+    def each_batch(
+        self,
+        tokens: Int[Tensor, "batch pos"],
+        measure: Callable[[Batch], dict[str, Tensor]],
+    ) -> list[dict[str, Tensor]]:
+        """Measure batch by batch, each a ``piece`` of its own.
+
+        Args:
+            tokens: All prompts.
+            measure: From a batch to small tensors by name.
+        """
+
+        def part(batch: Batch) -> dict[str, Tensor]:
+            return self.piece(f"batch-{batch.start}", lambda: measure(batch))
+
+        return [part(batch) for batch in self.batches(tokens)]

@@ -35,6 +35,8 @@ class Probe:
     """Names from ``workbench.models.base.CAPABILITIES``."""
     needs_data: bool
     """False for probes that read weights only, and for toy tasks."""
+    takes_data: bool = True
+    """Whether prompts are used when they are given; always true where they are needed."""
     is_toy: bool = False
 
     @property
@@ -52,13 +54,23 @@ def probe(
     version: int = 1,
     needs: frozenset[str] | set[str] = frozenset({"capture"}),
     needs_data: bool = True,
+    takes_data: bool = False,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register the decorated measuring function as probe ``name``; see ``Probe`` for the rest."""
 
     def register(measure: Callable[..., Any]) -> Callable[..., Any]:
         summary = (measure.__doc__ or "").strip().split("\n")[0]
         _PROBES[name] = Probe(
-            name, summary, paper, version, config, result, measure, frozenset(needs), needs_data
+            name,
+            summary,
+            paper,
+            version,
+            config,
+            result,
+            measure,
+            frozenset(needs),
+            needs_data,
+            needs_data or takes_data,
         )
         return measure
 
@@ -73,7 +85,7 @@ def toy_task(
     def register(train: Callable[..., Any]) -> Callable[..., Any]:
         summary = (train.__doc__ or "").strip().split("\n")[0]
         _TOYS[name] = Probe(
-            name, summary, paper, version, config, result, train, frozenset(), False, True
+            name, summary, paper, version, config, result, train, frozenset(), False, False, True
         )
         return train
 

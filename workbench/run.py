@@ -24,6 +24,7 @@ from workbench.sources import read_source
 if TYPE_CHECKING:
     from workbench.prompts import Prompts
     from workbench.result import Result
+    from workbench.store.pieces import Pieces
     from workbench.store.results import Store
 
 BATCH_BYTES = 256 << 20
@@ -132,14 +133,22 @@ class _Job:
             found = self._find(store)
             if found is not None:
                 return found
-            return store.publish(self.compute(), replace=self.options.cache == "refresh")
+            from workbench.store.pieces import Pieces
 
-    def compute(self) -> "Result":
-        """Measure now."""
+            refresh = self.options.cache == "refresh"
+            pieces = Pieces(store.path, self.key, f"batch_size={self._batch_size()}")
+            if refresh:
+                pieces.discard()
+            result = store.publish(self.compute(pieces), replace=refresh)
+            pieces.discard()
+            return result
+
+    def compute(self, pieces: "Pieces | None" = None) -> "Result":
+        """Measure now; finished parts are kept in ``pieces``."""
         from workbench.result import Result
 
         start = time.perf_counter()
-        measured = self._measure()
+        measured = self._measure({} if pieces is None else {"keep": pieces.get_or_compute})
         provenance = {
             **self.identity,
             "prompts": self._describe_prompts(),
@@ -151,7 +160,7 @@ class _Job:
         _refuse_nan(result)
         return result
 
-    def _measure(self) -> Any:
+    def _measure(self, keep: dict[str, Any]) -> Any:
         import torch
 
         from workbench.context import Context
@@ -164,6 +173,7 @@ class _Job:
             self.reporter.progress,
             {} if prompts is None else prompts.labels,
             () if prompts is None else prompts.rows or (),
+            **keep,
         )
         tokens = torch.zeros(0, 0, dtype=torch.long) if prompts is None else prompts.tokens
         return self.probe.measure(self.model, tokens, self.config, context)
@@ -209,7 +219,7 @@ def _prepare(
     model = wrap(model)
     require(model, probe.needs, f"probe {probe.name}")
     prompts = None
-    if raw is not None and probe.needs_data:
+    if raw is not None and probe.takes_data:
         prompts = _tokenise(raw, model, options, reporter)
     identity = _identity(probe, model, config, prompts, options)
     return _Job(probe, model, config, prompts, options, reporter, identity)

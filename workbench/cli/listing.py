@@ -49,6 +49,7 @@ def _probes() -> Rows:
             "version": probe.version,
             "needs": sorted(probe.needs),
             "data": probe.needs_data,
+            "optional_data": probe.takes_data and not probe.needs_data,
             "settings": describe_settings(probe.config),
         }
         for probe in load_probes()

@@ -2,6 +2,7 @@
 
     <store>/results/<key[:2]>/<key>/    arrays.safetensors, result.json, manifest.json
     <store>/requests/                   which key a request was answered with
+    <store>/pieces/                     finished parts of measurements that are under way
     <store>/leases/ temp/ damaged/      claims, unfinished writes, results that failed their checks
     <store>/catalogue.sqlite            a list of the results, rebuilt whenever it is missing
 

@@ -105,6 +105,10 @@ def _remove(store: Store, key: str, dry_run: bool) -> bool:
 
 def _leftovers(store: Store, damaged: bool) -> Iterator[Path]:
     yield from filter(_is_unfinished, _children(store.path / "temp"))
+    for path in _children(store.path / "pieces"):
+        # Parts of a killed run are what it would go on from; only old ones are left over.
+        if not is_key(path.name) or is_stale(store.lease(path.name).path):
+            yield from filter(_is_unfinished, [path])
     for path in _children(store.path / "leases"):
         if is_stale(path) if is_key(path.stem) else _is_unfinished(path):
             yield path
