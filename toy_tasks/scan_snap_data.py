@@ -52,6 +52,11 @@ class ScanSnapConfig:
     )
     n_distinct: int = setting(10, "contextual tokens that only one class has", low=1)
     momentum: float = setting(0.9, "share of the last update that is repeated", low=0.0, high=0.999)
+    optimizer: str = setting(
+        "sgd",
+        "sgd, or adam with momentum as its beta1 (the paper's Fig. 5, at lr_ratio 1)",
+        choices=("sgd", "adam"),
+    )
     init: str = setting(
         "zero",
         "first weights: zero, normal, or uniform in +-1/sqrt(M); the last two have one variance",
@@ -153,12 +158,31 @@ def draw_batch(law: ClassLaw, size: tuple[int, int], generators: list[torch.Gene
         size: Sequences a run, and contextual tokens of each.
         generators: One a run.
     """
-    batch_size, n_drawn = size
     rows = []
     for generator in generators:
-        classes = torch.randint(len(law.prob), (batch_size,), generator=generator)
-        drawn = law.prob[classes].multinomial(n_drawn, replacement=True, generator=generator)
-        counts = torch.zeros(batch_size, law.prob.shape[1], dtype=law.prob.dtype)
+        classes, drawn = _draw(law, size, generator)
+        counts = torch.zeros(size[0], law.prob.shape[1], dtype=law.prob.dtype)
         counts.scatter_add_(1, drawn, torch.ones(drawn.shape, dtype=law.prob.dtype))
         rows.append(Batch(counts, law.query[classes], law.next_token[classes]))
     return Batch(*(torch.stack(parts) for parts in zip(*rows, strict=True)))
+
+
+def draw_sequences(
+    law: ClassLaw, size: tuple[int, int], generator: torch.Generator
+) -> tuple[Int[Tensor, "batch pos"], Int[Tensor, " batch"]]:
+    """Draw sequences as tokens, the query last, and their next tokens.
+
+    From a generator of the same seed, they are those that ``draw_batch`` counts.
+    """
+    classes, drawn = _draw(law, size, generator)
+    first_query = int(law.next_token[0]) - int(law.query[-1]) - 1
+    query = first_query + law.query[classes]
+    return torch.cat([drawn, query[:, None]], dim=1), law.next_token[classes]
+
+
+def _draw(
+    law: ClassLaw, size: tuple[int, int], generator: torch.Generator
+) -> tuple[Int[Tensor, " batch"], Int[Tensor, "batch drawn"]]:
+    """Classes, and contextual tokens of each sequence."""
+    classes = torch.randint(len(law.prob), (size[0],), generator=generator)
+    return classes, law.prob[classes].multinomial(size[1], replacement=True, generator=generator)

@@ -20,6 +20,7 @@ own weights and learning rates.
 Paper: Tian et al. 2023, "Scan and Snap", arXiv:2305.16380.
 """
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -31,6 +32,8 @@ from toy_tasks.training import batch_generator
 
 INIT_STREAM = 1_000_000_006
 """The step whose randomness makes the first weights; no run has so many steps."""
+ADAM_BETA2, ADAM_EPSILON = 0.999, 1e-8
+"""Those of torch; the paper does not name its own."""
 
 
 class Weights(NamedTuple):
@@ -97,6 +100,43 @@ def ascent(weights: Weights, batch: Batch, attended: Attended) -> Weights:
     return Weights(f.mT @ error / batch_size, is_query.mT @ by_row / batch_size)
 
 
+class Moments(NamedTuple):
+    """What the method of ascent remembers of the gradients before."""
+
+    first: Weights
+    """The velocity of sgd; the mean of adam."""
+    second: Weights | None
+    """The mean of squares of adam."""
+
+
+@dataclass(frozen=True)
+class Ascent:
+    """How gradients change weights: torch's own SGD with momentum, or Adam."""
+
+    optimizer: str
+    rates: tuple[Float[Tensor, " run"], Float[Tensor, " run"]]
+    """Of Y and of Z."""
+    momentum: float
+    """Beta1, for adam."""
+
+    def start(self, weights: Weights) -> Moments:
+        """Remember nothing."""
+        zeros = [Weights(*(torch.zeros_like(weight) for weight in weights)) for _ in range(2)]
+        return Moments(zeros[0], zeros[1] if self.optimizer == "adam" else None)
+
+    def step(self, weights: Weights, moments: Moments, gradient: Weights, done: int) -> None:
+        """Make one step in place, after ``done`` others."""
+        if moments.second is None:
+            update(weights, moments.first, gradient, self.rates, self.momentum)
+            return
+        rows = zip(weights, *moments, gradient, self.rates, strict=True)
+        for weight, mean, square, slope, rate in rows:
+            mean.lerp_(slope, 1 - self.momentum)
+            square.lerp_(slope.square(), 1 - ADAM_BETA2)
+            spread = (square / (1 - ADAM_BETA2 ** (done + 1))).sqrt() + ADAM_EPSILON
+            weight.add_(mean / spread * (rate / (1 - self.momentum ** (done + 1)))[:, None, None])
+
+
 def update(
     weights: Weights,
     velocity: Weights,
@@ -104,7 +144,7 @@ def update(
     rates: tuple[Float[Tensor, " run"], Float[Tensor, " run"]],
     momentum: float,
 ) -> None:
-    """Make one step in place; ``rates`` are those of Y and of Z."""
+    """Make one step of SGD in place; ``rates`` are those of Y and of Z."""
     for weight, speed, slope, rate in zip(weights, velocity, gradient, rates, strict=True):
         speed.mul_(momentum).add_(slope)
         weight.add_(speed * rate[:, None, None])

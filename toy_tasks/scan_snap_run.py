@@ -3,6 +3,7 @@
     resume.safetensors   weights, momentum and everything recorded so far
     metrics.jsonl        one JSON object a line, readable while it runs
     model.safetensors    at the end: Y and Z in float64; the settings are in config.json
+    sample.safetensors   at the end: sequences for probes of the model
 
 The batch of a step depends on (seed, step) alone, so that a run that was stopped ends with the same
 bits as one that was not.
@@ -21,9 +22,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from toy_tasks.scan_snap_data import ScanSnapConfig, class_law, draw_batch
+from toy_tasks.scan_snap_data import ScanSnapConfig, class_law, draw_batch, draw_sequences
 from toy_tasks.scan_snap_dynamics import (
-    Weights,
+    Ascent,
     ascent,
     class_attention,
     common_mass,
@@ -31,7 +32,6 @@ from toy_tasks.scan_snap_dynamics import (
     first_weights,
     forward,
     mean_loss,
-    update,
 )
 from toy_tasks.training import (
     Figures,
@@ -49,6 +49,9 @@ REPORTS = 50
 """Lines of progress in a run."""
 WORST_LOSS = 10
 """Times ln M, the loss of guessing; beyond it a run counts as diverged."""
+N_SAMPLE = 64
+SAMPLE_STREAM = 1_000_000_005
+"""The step whose randomness makes the sample; no run has so many."""
 RESUME = "resume.safetensors"
 
 
@@ -58,9 +61,9 @@ class Run:
     def __init__(self, config: ScanSnapConfig, out_dir: Path) -> None:
         self.config, self.out_dir, self.law = config, out_dir, class_law(config)
         self.weights = first_weights(config, config.seed, torch.float64)
-        self.velocity = Weights(*(torch.zeros_like(weight) for weight in self.weights))
         rate = torch.tensor([config.lr_z], dtype=torch.float64)
-        self.rates = (rate * config.lr_ratio, rate)
+        self.ascent = Ascent(config.optimizer, (rate * config.lr_ratio, rate), config.momentum)
+        self.moments = self.ascent.start(self.weights)
         self.done = 0
         self.steps: list[int] = []
         self.losses: list[float] = []
@@ -85,7 +88,7 @@ class Run:
             self.z.append(self.weights.Z[0].clone())
         if self.done < config.steps:
             slope = ascent(self.weights, batch, attended)
-            update(self.weights, self.velocity, slope, self.rates, config.momentum)
+            self.ascent.step(self.weights, self.moments, slope, self.done)
             self.done += 1
 
     def _refuse_divergence(self, loss: float) -> None:
@@ -109,6 +112,17 @@ class Run:
 
     # Files
 
+    def _matrices(self) -> dict[str, Tensor]:
+        """Weights and what the ascent remembers, by their names in the file."""
+        velocity, squares = self.moments
+        pairs = {"": self.weights, "_velocity": velocity, "_squares": squares}
+        return {
+            f"{matrix}{role}": tensor
+            for role, pair in pairs.items()
+            if pair is not None
+            for matrix, tensor in zip("YZ", pair, strict=True)
+        }
+
     def save(self) -> None:
         """Write everything that is needed to go on."""
         record = {
@@ -116,10 +130,8 @@ class Run:
             "loss": torch.tensor(self.losses, dtype=torch.float64),
             "z": torch.stack(self.z),
         }
-        Y, Z = self.velocity
-        tensors = {"Y": self.weights.Y, "Z": self.weights.Z, "Y_velocity": Y, "Z_velocity": Z}
         run = json.dumps({"done": self.done, "settings": asdict(self.config)})
-        write_safetensors(tensors | record, self.out_dir / RESUME, {"run": run})
+        write_safetensors(self._matrices() | record, self.out_dir / RESUME, {"run": run})
 
     def save_model(self) -> None:
         """Write the trained matrices and the settings they belong to."""
@@ -128,6 +140,9 @@ class Run:
         config = {"model_type": "scan-snap", "d_vocab": self.config.n_tokens}
         text = json.dumps(config | asdict(self.config), indent=1)
         (self.out_dir / "config.json").write_text(text + "\n", encoding="utf-8")
+        generator = batch_generator(self.config.seed, SAMPLE_STREAM)
+        tokens, _ = draw_sequences(self.law, (N_SAMPLE, self.config.n_pos - 1), generator)
+        write_safetensors({"tokens": tokens}, self.out_dir / "sample.safetensors", {})
 
     def _resume(self) -> None:
         """Take up the run of the folder, if it holds one."""
@@ -137,8 +152,8 @@ class Run:
         tensors, metadata = read_safetensors(path)
         run = json.loads(metadata["run"])
         _refuse_other_settings(run, self.config, path)
-        self.weights = Weights(tensors["Y"], tensors["Z"])
-        self.velocity = Weights(tensors["Y_velocity"], tensors["Z_velocity"])
+        for name, matrix in self._matrices().items():
+            matrix.copy_(tensors[name])
         self.done = run["done"]
         # A checkpoint made because the run was to end here may be none in a longer run.
         kept = tensors["step"] < self.done if self.done < self.config.steps else slice(None)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from toy_tasks.scan_snap_data import Batch, ClassLaw, ScanSnapConfig, class_law, draw_batch
 from toy_tasks.scan_snap_dynamics import (
+    Ascent,
     Weights,
     ascent,
     class_attention,
@@ -24,7 +25,6 @@ from toy_tasks.scan_snap_dynamics import (
     first_weights,
     forward,
     mean_loss,
-    update,
 )
 from toy_tasks.training import TrainingError, batch_generator
 from workbench.errors import ConfigError
@@ -88,15 +88,16 @@ def sweep_scan_snap(
     law = class_law(config)
     n_settings = len(panel) // len(seeds)
     weights = _repeated([first_weights(config, seed, torch.float32) for seed in seeds], n_settings)
-    velocity = Weights(*(torch.zeros_like(weight) for weight in weights))
     rates = (
         torch.tensor([run.lr_z * run.lr_ratio for run in panel]),
         torch.tensor([run.lr_z for run in panel]),
     )
+    climb = Ascent(config.optimizer, rates, config.momentum)
+    moments = climb.start(weights)
     for step in range(config.steps):
         batch = _panel_batch(law, config, seeds, step, n_settings)
         gradient = ascent(weights, batch, forward(weights, batch))
-        update(weights, velocity, gradient, rates, config.momentum)
+        climb.step(weights, moments, gradient, step)
         if progress:
             progress(step + 1, config.steps)
     batch = _panel_batch(law, config, seeds, config.steps, n_settings)

@@ -108,6 +108,20 @@ def test_row_sums_stay_zero_in_float64(tmp_path):
         assert matrix.sum(dim=-1).abs().max() < 1e-12
 
 
+def test_with_adam_the_rate_decides_which_distinct_tokens_win(tmp_path):
+    """The paper's Fig. 5: eta_Y = eta_Z in 0.1, 0.5, 1 each choose another subset."""
+    winners = []
+    for rate in (0.1, 0.5, 1.0):
+        config = ScanSnapConfig(optimizer="adam", lr_z=rate)
+        result = train_scan_snap(config, tmp_path / str(rate))
+        weights = result.attention[-1][result.law().is_distinct].view(2, 10)
+        winners.append({row.topk(3).indices.sort().values.tolist()[0] for row in weights})
+        assert result.loss[-1] < 1e-2
+    rare, middle, frequent = winners
+    assert frequent == {7}
+    assert max(rare) < min(middle) <= max(middle) < 7
+
+
 # What is derived from the record
 
 
@@ -211,13 +225,15 @@ class StopAt:
             signal.raise_signal(signal.SIGINT)
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 @pytest.mark.parametrize("stop", [0, 1, 7])
-def test_a_stopped_run_goes_on_with_the_same_bits(tmp_path, stop):
-    whole = train_scan_snap(FEW, tmp_path / "whole")
+def test_a_stopped_run_goes_on_with_the_same_bits(tmp_path, stop, optimizer):
+    config = replace(FEW, optimizer=optimizer)
+    whole = train_scan_snap(config, tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
-        train_scan_snap(FEW, tmp_path / "cut", StopAt(stop))
+        train_scan_snap(config, tmp_path / "cut", StopAt(stop))
     assert not (tmp_path / "cut" / "model.safetensors").exists()
-    assert same(train_scan_snap(FEW, tmp_path / "cut"), whole)
+    assert same(train_scan_snap(config, tmp_path / "cut"), whole)
     files = [load_file(tmp_path / name / "model.safetensors") for name in ("whole", "cut")]
     assert all(torch.equal(files[0][name], files[1][name]) for name in ("Y", "Z"))
 

@@ -7,6 +7,7 @@ import torch
 
 from toy_tasks.scan_snap_data import Batch, ScanSnapConfig, class_law
 from toy_tasks.scan_snap_dynamics import (
+    Ascent,
     Weights,
     ascent,
     attention,
@@ -107,6 +108,26 @@ def test_an_update_is_that_of_torch_sgd_with_momentum():
         update(weights, velocity, Weights(slope[None], slope[None]), rates, 0.9)
     torch.testing.assert_close(weights.Y[0], matrix.detach())
     torch.testing.assert_close(weights.Z, weights.Y / 3)
+
+
+def test_an_adam_step_is_that_of_torch():
+    matrices = [torch.full((2, 3), 0.5, dtype=torch.float64, requires_grad=True) for _ in "YZ"]
+    optimizer = torch.optim.Adam(
+        [{"params": [matrices[0]], "lr": 0.3}, {"params": [matrices[1]], "lr": 0.1}],
+        betas=(0.8, 0.999),
+    )
+    weights = Weights(*torch.full((2, 1, 2, 3), 0.5, dtype=torch.float64))
+    rates = (torch.tensor([0.3], dtype=torch.float64), torch.tensor([0.1], dtype=torch.float64))
+    climb = Ascent("adam", rates, 0.8)
+    moments = climb.start(weights)
+    for step in range(5):
+        slope = torch.arange(6, dtype=torch.float64).view(2, 3) - step
+        for matrix in matrices:
+            matrix.grad = -slope
+        optimizer.step()
+        climb.step(weights, moments, Weights(slope[None], slope[None]), step)
+    for found, wanted in zip(weights, matrices, strict=True):
+        torch.testing.assert_close(found[0], wanted.detach(), rtol=1e-12, atol=1e-12)
 
 
 def test_first_weights_are_zero_or_of_the_stated_spread():

@@ -27,19 +27,22 @@ from workbench.attention.edits import (
 from workbench.errors import CapabilityError, ConfigError, DataError, ModelError
 from workbench.interventions.active import ActiveEdits
 from workbench.models.base import WEIGHTS, Captured, ModelSpec, Reducers, Site
+from workbench.models.continuing import prepare_residual
 from workbench.models.inputs import Inputs, prepare_inputs
 from workbench.models.memory import tell_pattern_memory
 from workbench.models.reading import keeper, reductions
 from workbench.models.text import generate_with
 from workbench.revisions import folder_revision
 
-ARCHITECTURE = "toy_tasks.model"
-"""The module that makes a toy model from its config.json; named here, because the core imports no
-toy task."""
+ARCHITECTURES = {"toy": "toy_tasks.model", "scan-snap": "toy_tasks.scan_snap_model"}
+"""The module that makes a toy model from its config.json, by its ``model_type``; named here,
+because the core imports no toy task."""
 
 _CAPABILITIES = frozenset(
     {
         "capture",
+        "continue",
+        "gradients",
         "attention",
         "patterns",
         "streaming",
@@ -62,13 +65,13 @@ class ToyAdapter:
         """Take over a toy model: eval mode, weights frozen.
 
         Args:
-            model: A ``toy_tasks.model.ToyModel``.
+            model: A ``toy_tasks.model.ToyModel``, or a ``toy_tasks.scan_snap_model.ScanSnapModel``.
             name: What people call it.
             revision: Hash of its folder; "": the weights are hashed when a key is needed.
         """
         self.model: Any = model.eval().requires_grad_(False)
         self._config: Any = model.config
-        self._architecture: Any = importlib.import_module(ARCHITECTURE)
+        self._architecture: Any = importlib.import_module(type(model).__module__)
         self.spec = _make_spec(self._config, name, revision)
         self._lock = threading.RLock()
         self._edits = ActiveEdits(self.spec, self._lock, self._refuse_edit)
@@ -97,7 +100,8 @@ class ToyAdapter:
     ) -> Float[Tensor, "batch pos d_vocab"]:
         """Run one forward pass and return the logits, on the CPU in float32."""
         inputs = prepare_inputs(self.spec, tokens, attention_mask)
-        return self._run(inputs, {}, {}).float().cpu()
+        with torch.no_grad():
+            return self._run(inputs, {}, {}).float().cpu()
 
     def capture(
         self,
@@ -115,8 +119,31 @@ class ToyAdapter:
         inputs = prepare_inputs(self.spec, tokens, attention_mask, position_ids)
         tell_pattern_memory(self.spec, inputs, reads)
         captured: dict[Site, Any] = {}
-        self._run(inputs, reads, captured)
+        with torch.no_grad():
+            self._run(inputs, reads, captured)
         return Captured({site: captured[site] for site in parsed})
+
+    def continue_from(
+        self,
+        layer: int,
+        resid: Float[Tensor, "batch pos d_model"],
+        attention_mask: Int[Tensor, "batch pos"] | None = None,
+        *,
+        last: int | None = None,
+    ) -> Float[Tensor, "batch kept d_vocab"]:
+        """Go on from ``resid_pre`` of one block; see ``ModelAdapter``.
+
+        The blocks before it run and are thrown away: a toy has three at most.
+        """
+        inputs = prepare_residual(self.spec, layer, resid, attention_mask)
+
+        def given(x: Tensor) -> Tensor:
+            return resid.to(x)
+
+        edit = ActivationEdit(Site("resid_pre", layer), given)
+        with torch.set_grad_enabled(resid.requires_grad):
+            logits = self._run(inputs, {}, {}, (edit,))
+        return (logits if last is None else logits[:, -last:]).float().to(resid.device)
 
     def generate(self, prompt: Any, max_new_tokens: int = 64, **options: Any) -> Any:
         """Continue tokens, always with the most likely one; there is no cache."""
@@ -168,18 +195,27 @@ class ToyAdapter:
             x = x.to(self._weight)
             return block.mlp(block.ln_mlp(x) if norm else x).float().cpu()
 
+    def final_norm(self, resid: Float[Tensor, "*batch d_model"]) -> Tensor:
+        """Apply the norm before the unembedding; float32, CPU."""
+        with torch.no_grad():
+            return self.model.ln_final(resid.to(self._weight)).float().cpu()
+
     # How it is done
 
     @property
     def _weight(self) -> Tensor:
-        weight: Tensor = self.model.embed.weight
+        weight: Tensor = next(self.model.parameters())
         return weight
 
     def _run(
-        self, inputs: Inputs, reads: Mapping[Site, Any], captured: dict[Site, Any]
+        self,
+        inputs: Inputs,
+        reads: Mapping[Site, Any],
+        captured: dict[Site, Any],
+        further: tuple[Edit, ...] = (),
     ) -> Float[Tensor, "batch pos d_vocab"]:
         with self._lock:  # another thread's edits are none of ours
-            edits = self._edits.plan()
+            edits = [*self._edits.plan(), *further]
         keep = {site: keeper(site, how, inputs, captured) for site, how in reads.items()}
 
         def tap(site: Site, x: Tensor) -> Tensor:
@@ -191,13 +227,12 @@ class ToyAdapter:
 
         device = self._weight.device
         mask, positions = inputs.attention_mask, inputs.position_ids
-        with torch.no_grad():
-            logits: Tensor = self.model(
-                inputs.tokens.to(device),
-                None if mask is None else mask.to(device),
-                None if positions is None else positions.to(device),
-                tap=tap,
-            ).logits
+        logits: Tensor = self.model(
+            inputs.tokens.to(device),
+            None if mask is None else mask.to(device),
+            None if positions is None else positions.to(device),
+            tap=tap,
+        ).logits
         return logits
 
     def _apply(self, edit: Edit, site: Site, x: Tensor, inputs: Inputs) -> Tensor:
@@ -277,7 +312,7 @@ def is_toy_folder(name: str) -> bool:
         described = json.loads((Path(name).expanduser() / "config.json").read_bytes())
     except (OSError, ValueError):
         return False
-    return isinstance(described, dict) and described.get("model_type") == "toy"
+    return isinstance(described, dict) and described.get("model_type") in ARCHITECTURES
 
 
 def load_toy(folder: str, *, dtype: str = "auto", device: str = "auto") -> ToyAdapter:
@@ -297,7 +332,8 @@ def load_toy(folder: str, *, dtype: str = "auto", device: str = "auto") -> ToyAd
         )
     try:
         described = json.loads((path / "config.json").read_bytes())
-        model: nn.Module = importlib.import_module(ARCHITECTURE).model_from(described)
+        architecture = importlib.import_module(ARCHITECTURES[described["model_type"]])
+        model: nn.Module = architecture.model_from(described)
         model.load_state_dict(load_file(path / "model.safetensors"))
     except (SafetensorError, RuntimeError, KeyError, TypeError, ValueError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
