@@ -41,6 +41,7 @@ from workbench.models.families import Family, family_of, read_weight
 from workbench.models.inputs import Inputs, prepare_inputs
 from workbench.models.memory import tell_pattern_memory
 from workbench.models.reading import reductions
+from workbench.models.sublayers import final_norm, mlp_of_embedding
 from workbench.models.text import generate_with, pad_token
 
 _CAPABILITIES = frozenset({"capture", "edits", "generate", "weights"})
@@ -167,16 +168,11 @@ class HuggingFaceModel:
 
     def mlp_of_embedding(self, layer: int, x: Float[Tensor, "n d_model"], *, norm: bool) -> Tensor:
         """Apply one block's MLP to vectors, behind its norm if asked; float32, CPU."""
-        block = self._blocks[layer]
-        with torch.no_grad():
-            x = x.to(self._device, self.model.dtype)
-            if norm and self.family.ln_mlp:
-                x = block.get_submodule(self.family.ln_mlp)(x)
-            if self.family.mlp is None:  # OPT keeps the two halves in the block
-                parts: Any = block
-                return parts.fc2(parts.activation_fn(parts.fc1(x))).float().cpu()
-            out = block.get_submodule(self.family.mlp)(x[None])
-        return (out[0] if isinstance(out, tuple) else out)[0].float().cpu()
+        return mlp_of_embedding(self.model, self.family, self.spec, layer, x, norm=norm)
+
+    def final_norm(self, resid: Float[Tensor, "*batch d_model"]) -> Tensor:
+        """Apply the norm before the unembedding; float32, CPU."""
+        return final_norm(self.model, self.family, resid)
 
     # How it is done
 

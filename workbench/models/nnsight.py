@@ -28,6 +28,7 @@ from workbench.models.nnsight_stops import Places, Stop, changed_site
 from workbench.models.outside import layout_of, spec_of
 from workbench.models.pattern_edits import PatternChange
 from workbench.models.reading import keeper, reductions
+from workbench.models.sublayers import final_norm, mlp_of_embedding
 
 
 class NNsightModel:
@@ -176,6 +177,14 @@ class NNsightModel:
     def weight(self, name: str, layer: int | None = None) -> Tensor:
         """One weight in TransformerLens' layout, float32 on the CPU; see ``base.WEIGHTS``."""
         return read_weight(self.model, self.family or LLAMA, self.spec, name, layer)
+
+    def mlp_of_embedding(self, layer: int, x: Float[Tensor, "n d_model"], *, norm: bool) -> Tensor:
+        """Apply one block's MLP to vectors, behind its norm if asked; float32, CPU."""
+        return mlp_of_embedding(self.model, self.family, self.spec, layer, x, norm=norm)
+
+    def final_norm(self, resid: Float[Tensor, "*batch d_model"]) -> Tensor:
+        """Apply the norm before the unembedding; float32, CPU."""
+        return final_norm(self.model, self.family, resid)
 
     # How it is done
 

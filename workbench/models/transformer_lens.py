@@ -29,12 +29,13 @@ from workbench.interventions.active import ActiveEdits
 from workbench.models.base import Captured, ModelSpec, Reducers, Site
 from workbench.models.bridge_hooks import BridgeHooks
 from workbench.models.checkpoint import Source, load_transformers, quiet
-from workbench.models.families import LLAMA
+from workbench.models.families import LLAMA, Family
 from workbench.models.inputs import Inputs, prepare_inputs
 from workbench.models.memory import tell_pattern_memory
 from workbench.models.outside import layout_of, spec_of
 from workbench.models.pattern_edits import PatternChange, counted
 from workbench.models.reading import keeper, reductions
+from workbench.models.sublayers import final_norm, mlp_of_embedding
 from workbench.models.text import generate_with, pad_token
 
 
@@ -180,7 +181,19 @@ class TransformerLensModel:
         found: Tensor = getattr(holder, name)
         return found.detach().float().cpu()
 
+    def mlp_of_embedding(self, layer: int, x: Float[Tensor, "n d_model"], *, norm: bool) -> Tensor:
+        """Apply one block's MLP to vectors, behind its norm if asked; float32, CPU."""
+        return mlp_of_embedding(self.model, self._layout, self.spec, layer, x, norm=norm)
+
+    def final_norm(self, resid: Float[Tensor, "*batch d_model"]) -> Tensor:
+        """Apply the norm before the unembedding; float32, CPU."""
+        return final_norm(self.model, self._layout, resid)
+
     # How it is done
+
+    @property
+    def _layout(self) -> Family | None:
+        return layout_of(self.model.config.get_text_config())
 
     def _forward(self, inputs: Inputs) -> Tensor:
         arguments: dict[str, Any] = {}
