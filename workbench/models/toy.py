@@ -200,11 +200,6 @@ class ToyAdapter:
         with torch.no_grad():
             return self.model.ln_final(resid.to(self._weight)).float().cpu()
 
-    def final_norm(self, resid: Float[Tensor, "*batch d_model"]) -> Tensor:
-        """Apply the norm before the unembedding; float32, CPU."""
-        with torch.no_grad():
-            return self.model.ln_final(resid.to(self._weight)).float().cpu()
-
     # How it is done
 
     @property
