@@ -137,6 +137,17 @@ class PlantedModel:
         )
         yield
 
+    def continue_from(
+        self,
+        layer: int,
+        resid: Float[Tensor, "batch pos d_model"],
+        attention_mask: Int[Tensor, "batch pos"] | None = None,
+        *,
+        last: int | None = None,
+    ) -> Float[Tensor, "batch kept d_vocab"]:
+        """Refuse: there is no forward pass to go on with."""
+        raise CapabilityError("a planted model has no forward pass; use a real or toy model")
+
     def generate(self, prompt: Any, max_new_tokens: int = 64, **options: Any) -> Any:
         """Refuse: there is nothing to generate with."""
         raise CapabilityError("a planted model cannot generate; use a real or toy model")

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from workbench.attention.streaming import AttentionInputs
+from workbench.attention.streaming import AttentionInputs, PatternBlock
 from workbench.models.base import ModelSpec, Site
 
 
@@ -78,6 +78,13 @@ class AttentionEdit:
     """(call, z [batch q_pos head d_value]) -> z."""
     pattern: Callable[[Tensor, Tensor], Tensor]
     """(pattern [batch head q_pos k_pos], first key of each prompt [batch]) -> pattern."""
+    tile: Callable[[PatternBlock], PatternBlock] | None = None
+    """``pattern`` on a part of it, for edits that depend on where a row stands; None: they do not."""
+
+    @property
+    def site(self) -> Site:
+        """The pattern it changes."""
+        return Site("pattern", self.layer)
 
 
 @dataclass(frozen=True)

@@ -195,6 +195,28 @@ class ModelAdapter(Protocol):
         """Run one forward pass and return the logits, on the CPU in float32."""
         ...
 
+    def continue_from(
+        self,
+        layer: int,
+        resid: Float[Tensor, "batch pos d_model"],
+        attention_mask: Int[Tensor, "batch pos"] | None = None,
+        *,
+        last: int | None = None,
+    ) -> Float[Tensor, "batch kept d_vocab"]:
+        """Go on from ``resid_pre`` of one block and return the logits, float32.
+
+        Active edits act from there on; those at or before that ``resid_pre`` are taken to be in
+        ``resid`` already, as they are in a capture. When ``resid`` requires a gradient, the logits
+        can be differentiated. They come back on the device of ``resid``.
+
+        Args:
+            layer: The block that is given ``resid``; those before it are not run.
+            resid: The residual stream, e.g. ``capture(tokens, [Site("resid_pre", layer)])``.
+            attention_mask: As of the tokens it came from.
+            last: Only the logits of the last so many positions; None: of all.
+        """
+        ...
+
     def edit(self, *interventions: Any) -> AbstractContextManager[None]:
         """Within the context, logits, capture, generate and every probe see the edits."""
         ...
@@ -214,6 +236,7 @@ CAPABILITIES = {
     "patterns": "attention patterns, whole",
     "streaming": "pattern statistics without the pattern",
     "edits": "interventions inside the forward pass",
+    "continue": "forward passes from a layer on",
     "gradients": "gradients with respect to activations",
     "generate": "text generation",
     "weights": "weights by name",

@@ -37,6 +37,7 @@ from workbench.models.base import (
     Reducers,
     Site,
 )
+from workbench.models.continuing import comes_later, prepare_residual, starting_at
 from workbench.models.families import Family, family_of, read_weight
 from workbench.models.inputs import Inputs, prepare_inputs
 from workbench.models.memory import tell_pattern_memory
@@ -44,7 +45,7 @@ from workbench.models.reading import reductions
 from workbench.models.sublayers import final_norm, mlp_of_embedding
 from workbench.models.text import generate_with, pad_token
 
-_CAPABILITIES = frozenset({"capture", "edits", "generate", "weights"})
+_CAPABILITIES = frozenset({"capture", "continue", "edits", "generate", "gradients", "weights"})
 _WITH_ATTENTION = frozenset({"attention", "patterns", "streaming"})
 
 
@@ -126,6 +127,27 @@ class HuggingFaceModel:
             # Without the unembedding: no site lies behind it.
             self.model.base_model(**self._arguments(inputs))
         return Captured({site: captured[site] for site in parsed})
+
+    def continue_from(
+        self,
+        layer: int,
+        resid: Float[Tensor, "batch pos d_model"],
+        attention_mask: Int[Tensor, "batch pos"] | None = None,
+        *,
+        last: int | None = None,
+    ) -> Float[Tensor, "batch kept d_vocab"]:
+        """Go on from ``resid_pre`` of one block; see ``ModelAdapter``."""
+        inputs = prepare_residual(self.spec, layer, resid, attention_mask)
+        with (
+            self._lock,
+            torch.set_grad_enabled(resid.requires_grad),
+            self._hooked({}, inputs, layer),
+            starting_at(self._blocks, layer, resid),
+        ):
+            # Only where it is wanted: the unembedding is a third of a small model's work.
+            kept = {} if last is None else {"logits_to_keep": last}
+            logits: Tensor = self.model(**self._arguments(inputs), **kept).logits
+        return logits.float().to(resid.device)
 
     def generate(self, prompt: Any, max_new_tokens: int = 64, **options: Any) -> Any:
         """Continue a text or tokens; edits act on the prompt and on every new token."""
@@ -228,9 +250,19 @@ class HuggingFaceModel:
             )
 
     @contextmanager
-    def _hooked(self, reads: Mapping[Site, Any], inputs: Inputs) -> Iterator[dict[Site, Any]]:
-        """Install what the reads and the active edits need; remove it on every way out."""
+    def _hooked(
+        self, reads: Mapping[Site, Any], inputs: Inputs, start: int | None = None
+    ) -> Iterator[dict[Site, Any]]:
+        """Install what the reads and the active edits need; remove it on every way out.
+
+        Args:
+            reads: Reductions by site.
+            inputs: Of the forward pass.
+            start: The block whose ``resid_pre`` is given; what lies before it does not happen.
+        """
         edits = self._edits.plan()
+        if start is not None:
+            edits = [edit for edit in edits if comes_later(edit.site, start)]
         captured: dict[Site, Any] = {}
         with ExitStack() as stack:
             for edit in edits:
@@ -239,7 +271,7 @@ class HuggingFaceModel:
             for site, reduce in reads.items():
                 if site.name not in ATTENTION_SITES:
                     stack.callback(self._hook_read(site, reduce, inputs, captured).remove)
-            session = self._attention_session(reads, edits, inputs, captured)
+            session = self._attention_session(reads, edits, inputs, captured, start or 0)
             if session is None:
                 yield captured
                 return
@@ -255,6 +287,7 @@ class HuggingFaceModel:
         edits: Sequence[Edit],
         inputs: Inputs,
         captured: dict[Site, Any],
+        start: int,
     ) -> AttentionSession | None:
         by_layer: dict[int, dict[str, Any]] = {}
         for site, reduce in reads.items():
@@ -275,7 +308,11 @@ class HuggingFaceModel:
             )
         attn = self.family.attn
         assert attn is not None  # _check_site has refused what needs attention
-        layers = {block.get_submodule(attn): layer for layer, block in enumerate(self._blocks)}
+        layers = {
+            block.get_submodule(attn): layer
+            for layer, block in enumerate(self._blocks)
+            if layer >= start
+        }
         # Only statistics ask which rows are padding; while generating, rows may be beams.
         row_valid = inputs.row_valid(self._device) if by_layer else None
         return AttentionSession(

@@ -21,6 +21,7 @@ from workbench.errors import CapabilityError
 from workbench.interventions.active import ActiveEdits
 from workbench.models.base import Captured, Reducers, Site
 from workbench.models.checkpoint import Source, load_transformers
+from workbench.models.continuing import continue_by_edit
 from workbench.models.families import LLAMA, read_weight
 from workbench.models.inputs import Inputs, prepare_inputs
 from workbench.models.memory import tell_pattern_memory
@@ -85,7 +86,7 @@ class NNsightModel:
             can.add("remote")
         if self.family is None:
             return frozenset(can)
-        can |= {"capture", "edits"}
+        can |= {"capture", "continue", "edits"}
         if self.family.read_qkv or not self.spec.n_heads:
             can.add("weights")
         if self.places.has_call():
@@ -143,6 +144,17 @@ class NNsightModel:
         with self._lock, torch.no_grad():
             self._trace(inputs, self._stops(reads, inputs, captured))
         return Captured({site: captured[site] for site in parsed})
+
+    def continue_from(
+        self,
+        layer: int,
+        resid: Float[Tensor, "batch pos d_model"],
+        attention_mask: Int[Tensor, "batch pos"] | None = None,
+        *,
+        last: int | None = None,
+    ) -> Float[Tensor, "batch kept d_vocab"]:
+        """Go on from ``resid_pre`` of one block, by a whole forward pass; see ``ModelAdapter``."""
+        return continue_by_edit(self, layer, resid, attention_mask, last)
 
     def generate(self, prompt: Any, max_new_tokens: int = 64, **options: Any) -> Any:
         """Refuse: see the module's docstring.

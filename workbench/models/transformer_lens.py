@@ -29,6 +29,7 @@ from workbench.interventions.active import ActiveEdits
 from workbench.models.base import Captured, ModelSpec, Reducers, Site
 from workbench.models.bridge_hooks import BridgeHooks
 from workbench.models.checkpoint import Source, load_transformers, quiet
+from workbench.models.continuing import continue_by_edit
 from workbench.models.families import LLAMA, Family
 from workbench.models.inputs import Inputs, prepare_inputs
 from workbench.models.memory import tell_pattern_memory
@@ -79,7 +80,7 @@ class TransformerLensModel:
     @property
     def capabilities(self) -> frozenset[str]:
         """What this model can do; without attention there are residual sites only."""
-        can = {"capture", "edits", "generate", "weights"}
+        can = {"capture", "continue", "edits", "generate", "weights"}
         if self._takes_positions:
             can.add("positions")
         with self._lock:
@@ -132,6 +133,17 @@ class TransformerLensModel:
         with self._lock, torch.no_grad(), self._hooked(reads, inputs) as captured:
             self._forward(inputs)
         return Captured({site: captured[site] for site in parsed})
+
+    def continue_from(
+        self,
+        layer: int,
+        resid: Float[Tensor, "batch pos d_model"],
+        attention_mask: Int[Tensor, "batch pos"] | None = None,
+        *,
+        last: int | None = None,
+    ) -> Float[Tensor, "batch kept d_vocab"]:
+        """Go on from ``resid_pre`` of one block, by a whole forward pass; see ``ModelAdapter``."""
+        return continue_by_edit(self, layer, resid, attention_mask, last)
 
     def generate(self, prompt: Any, max_new_tokens: int = 64, **options: Any) -> Any:
         """Continue a text or tokens; edits act on the prompt and on every new token."""

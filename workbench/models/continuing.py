@@ -1,0 +1,132 @@
+"""Forward passes that start in the middle of a model.
+
+The ``hf`` backend skips the blocks before (``starting_at``); the others run them and throw their
+work away (``continue_by_edit``): the same numbers for more time.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from workbench.attention.edits import ActivationEdit, Edit
+from workbench.errors import CapabilityError, ConfigError, DataError, EngineError
+from workbench.models.base import ModelAdapter, ModelSpec, Site
+from workbench.models.inputs import Inputs, prepare_inputs
+
+
+def prepare_residual(
+    spec: ModelSpec,
+    layer: int,
+    resid: Float[Tensor, "batch pos d_model"],
+    attention_mask: Int[Tensor, "batch pos"] | None,
+) -> Inputs:
+    """Check a residual stream against the model; the tokens that come back are placeholders.
+
+    Raises:
+        ConfigError: No such layer.
+        DataError: Another width than the model's.
+    """
+    if not 0 <= layer < spec.n_layers:
+        raise ConfigError(
+            f"layer must be below {spec.n_layers}, the layers of {spec.name}; got {layer}"
+        )
+    if resid.dim() != 3 or resid.shape[-1] != spec.d_model or not resid.is_floating_point():
+        raise DataError(
+            f"resid must be floats [batch pos {spec.d_model}] for {spec.name}; got {resid.dtype} "
+            f"{list(resid.shape)}; capture resid_pre of layer {layer}"
+        )
+    tokens = resid.new_zeros(resid.shape[:2]).long().cpu()
+    return prepare_inputs(spec, tokens, attention_mask)
+
+
+def comes_later(site: Site, layer: int) -> bool:
+    """Whether a site still lies ahead when ``resid_pre`` of ``layer`` is given."""
+    if site.layer is None:
+        return site.name == "ln_final"
+    return site.layer > layer or (site.layer == layer and site.name != "resid_pre")
+
+
+@contextmanager
+def starting_at(
+    blocks: Sequence[nn.Module], layer: int, resid: Float[Tensor, "batch pos d_model"]
+) -> Iterator[None]:
+    """Within the context, a forward pass skips the blocks before ``layer`` and gives it ``resid``.
+
+    The model's own code makes masks and positions, so this holds for every architecture.
+    """
+    with ExitStack() as stack:
+        for block in blocks[:layer]:
+            stack.callback(_restore, block, block.__dict__.get("forward"))
+            block.forward = _skip
+        hook = blocks[layer].register_forward_pre_hook(_giving(resid), with_kwargs=True)
+        stack.callback(hook.remove)
+        yield
+
+
+def _skip(hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
+    return hidden_states
+
+
+def _restore(block: nn.Module, own: Any) -> None:
+    # accelerate, too, keeps its forward in the instance.
+    if own is None:
+        del block.forward
+    else:
+        block.forward = own
+
+
+def _giving(resid: Tensor) -> Any:
+    def give(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        given: Tensor = args[0] if args else kwargs["hidden_states"]
+        if given.shape != resid.shape:
+            raise EngineError(
+                f"a skipped block must hand on [batch pos d_model] = {list(resid.shape)}; the next one "
+                f"got {list(given.shape)}; this version of the architecture cannot be started in the "
+                "middle"
+            )
+        resumed = resid.to(given)
+        return (
+            ((resumed, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": resumed})
+        )
+
+    return give
+
+
+def continue_by_edit(
+    model: ModelAdapter,
+    layer: int,
+    resid: Float[Tensor, "batch pos d_model"],
+    attention_mask: Int[Tensor, "batch pos"] | None,
+    last: int | None,
+) -> Float[Tensor, "batch kept d_vocab"]:
+    """``continue_from`` by a whole forward pass on placeholder tokens.
+
+    Raises:
+        CapabilityError: A gradient is wanted.
+    """
+    if resid.requires_grad and torch.is_grad_enabled():
+        raise CapabilityError(
+            f"gradients need --backend hf or a toy model; the {model.backend} backend has none for "
+            f"{model.spec.name}; load it with --backend hf"
+        )
+    tokens = prepare_residual(model.spec, layer, resid, attention_mask).tokens
+    with model.edit(_Given(layer, resid)):
+        logits = model.logits(tokens, attention_mask)
+    return (logits if last is None else logits[:, -last:]).to(resid.device)
+
+
+@dataclass(frozen=True, eq=False)
+class _Given:
+    """Puts a residual stream in front of a block, whatever came there."""
+
+    layer: int
+    resid: Tensor
+    name: str = "given-residual"
+
+    def plan(self, spec: ModelSpec) -> list[Edit]:
+        return [ActivationEdit(Site("resid_pre", self.layer), lambda x: self.resid.to(x))]
