@@ -25,7 +25,7 @@ from workbench.models.continuing import continue_by_edit
 from workbench.models.families import LLAMA, read_weight
 from workbench.models.inputs import Inputs, prepare_inputs
 from workbench.models.memory import tell_pattern_memory
-from workbench.models.nnsight_stops import Places, Stop, changed_site
+from workbench.models.nnsight_stops import Places, Stop
 from workbench.models.outside import layout_of, spec_of
 from workbench.models.pattern_edits import PatternChange
 from workbench.models.reading import keeper, reductions
@@ -184,7 +184,7 @@ class NNsightModel:
                 f"edits need an architecture whose modules are known; {self.spec.family} here is not; use "
                 "--backend transformer-lens"
             )
-        self.places.refuse_edit(changed_site(edit))
+        self.places.refuse_edit(edit.site)
 
     def weight(self, name: str, layer: int | None = None) -> Tensor:
         """One weight in TransformerLens' layout, float32 on the CPU; see ``base.WEIGHTS``."""
@@ -217,7 +217,7 @@ class NNsightModel:
                 at(edit.site).changes.append(edit.change)
             else:
                 change = PatternChange(edit, inputs.first_key())
-                at(changed_site(edit)).changes.append(change)
+                at(edit.site).changes.append(change)
         for site, reduce in reads.items():
             at(site).keeps.append(keeper(site, reduce, inputs, captured))
         return sorted(stops.values(), key=lambda stop: stop.rank)

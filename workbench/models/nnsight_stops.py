@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from workbench.attention.edits import EDITABLE_SITES, Edit
+from workbench.attention.edits import EDITABLE_SITES
 from workbench.attention.streaming import AttentionInputs, attention_scores
 from workbench.errors import CapabilityError
 from workbench.models.base import ATTENTION_SITES, ModelSpec, Site
@@ -264,9 +264,3 @@ def _attention_inputs(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Attentio
 
 def _read_only(x: Tensor) -> None:
     raise AssertionError("this place is only read")
-
-
-def changed_site(edit: Edit) -> Site:
-    """Where an edit changes something, in a backend that makes whole patterns."""
-    layer = getattr(edit, "layer", None)
-    return edit.site if layer is None else Site("pattern", layer)  # type: ignore[union-attr]
