@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from workbench.discovery import load_probes
+
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("workbench", "probes", "toy_tasks", "app")
 FILES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
@@ -81,6 +83,12 @@ def is_part_of_the_same_toy(module, own):
     return any(module.startswith(part) and own.startswith(part) for part in parts)
 
 
+def is_part_of_the_same_probe(module, own):
+    """The parts of a probe begin with its module's name: ``active_dormant_ablation``."""
+    probes = {f"probes.{probe.topic}_" for probe in load_probes()}
+    return any((module + "_").startswith(name) and (own + "_").startswith(name) for name in probes)
+
+
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_probes_and_toys_never_import_each_other(path):
     name = name_of(path)
@@ -95,6 +103,7 @@ def test_probes_and_toys_never_import_each_other(path):
         if module.split(".")[0] in ("probes", "toy_tasks")
         and module not in {own, *shared}
         and not is_part_of_the_same_toy(module, own)
+        and not is_part_of_the_same_probe(module, own)
     }
     assert siblings == set()
 
