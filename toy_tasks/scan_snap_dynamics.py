@@ -129,7 +129,8 @@ class Ascent:
         if moments.second is None:
             update(weights, moments.first, gradient, self.rates, self.momentum)
             return
-        rows = zip(weights, *moments, gradient, self.rates, strict=True)
+        first, second = moments.first, moments.second
+        rows = zip(weights, first, second, gradient, self.rates, strict=True)
         for weight, mean, square, slope, rate in rows:
             mean.lerp_(slope, 1 - self.momentum)
             square.lerp_(slope.square(), 1 - ADAM_BETA2)

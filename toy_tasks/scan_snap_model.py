@@ -81,9 +81,11 @@ class ScanSnapModel(nn.Module):
         x = tap(Site("resid_pre", 0), tap(Site("embed"), x))
         a = tap(Site("resid_mid", 0), self._attend(x, attention_mask, tap))
         a = tap(Site("resid_post", 0), a)
-        # Nothing was seen where a is 0; there f is 0 too, and every token as likely.
-        f = a / a.norm(dim=-1, keepdim=True).clamp(min=torch.finfo(a.dtype).tiny)
-        return Output(tap(Site("ln_final"), f) @ self.Y)
+        return Output(tap(Site("ln_final"), self.ln_final(a)) @ self.Y)
+
+    def ln_final(self, a: Float[Tensor, "*batch token"]) -> Float[Tensor, "*batch token"]:
+        """f. Where nothing was seen a is 0; there f is 0 too, and every token as likely."""
+        return a / a.norm(dim=-1, keepdim=True).clamp(min=torch.finfo(a.dtype).tiny)
 
     def _attend(self, x: Tensor, attention_mask: Tensor | None, tap: Tap) -> Tensor:
         q = x[:, :, None] @ self.queries()

@@ -139,6 +139,18 @@ def test_the_sink_probe_runs_from_the_sample_of_the_folder(run):
     assert found.metrics()["sink_rate"] == 0
 
 
+def test_it_goes_on_from_a_changed_stream_and_its_gradient_is_finite(model, sequences):
+    tokens = sequences[0][:3]
+    resid = model.capture(tokens, ["L0.resid_pre"])["L0.resid_pre"]
+    torch.testing.assert_close(model.continue_from(0, resid), model.logits(tokens))
+    resid = resid.requires_grad_()
+    model.continue_from(0, resid)[:, -1].logsumexp(dim=-1).sum().backward()
+    assert resid.grad.isfinite().all()
+    assert resid.grad[:, -1].abs().max() > 0
+    z = model.capture(tokens, ["L0.resid_post", "ln_final"])
+    torch.testing.assert_close(model.final_norm(z["L0.resid_post"]), z["ln_final"])
+
+
 def test_there_is_no_mlp_and_a_half_trained_folder_is_refused(model, tmp_path):
     with pytest.raises(CapabilityError, match="needs an MLP"):
         model.capture(torch.zeros(1, 2, dtype=torch.long), ["L0.mlp_out"])

@@ -87,6 +87,7 @@ def recorded(
     result = Result.from_measurement(
         task, measured, key=content_key(identity), provenance=provenance
     )
+    _save_for_transformers(folder)
     files = {file: folder / file for file in _KEPT}
     present = {file: path for file, path in files.items() if path.is_file()}
     Store(store).publish(result, files=present)
@@ -95,6 +96,17 @@ def recorded(
 
 _KEPT = ("model.safetensors", "config.json", "metrics.jsonl", "sample.safetensors")
 """Files of a run that lie beside its result, so that the result's folder is a ``toy:DIR`` too."""
+
+
+def _save_for_transformers(folder: Path) -> None:
+    """Write DIR/transformers where an architecture computes what the toy does; else say why not."""
+    from workbench.errors import CapabilityError
+    from workbench.models.toy_export import write_transformers
+
+    try:
+        write_transformers(folder)
+    except CapabilityError as error:
+        message(f"not written for transformers: {error}")
 
 
 def _make_folder(folder: Path) -> None:
