@@ -140,11 +140,11 @@ class AttentionSession:
             query,
             key,
             value,
-            mask,
+            _with_position_bias(mask, kwargs.get("position_bias")),
             scaling,
             softcap=kwargs.get("softcap"),
             sinks=kwargs.get("s_aux"),
-            causal=bool(getattr(module, "is_causal", True)),
+            causal=_is_causal(module, kwargs.get("is_causal")),
         )
         if self.stock == "sdpa" and (inputs.softcap is not None or inputs.sinks is not None):
             # Some versions of transformers (5.17) drop the softcap here without a word: the stock
@@ -217,6 +217,22 @@ def reduced(activation: Tensor, reduce: Callable[[Tensor], Any] | None) -> Any:
     return result.cpu() if isinstance(result, Tensor) else result
 
 
+def _is_causal(module: nn.Module, said: bool | None) -> bool:
+    """As the stock kernels decide it: what the call says goes before what the module says."""
+    return bool(getattr(module, "is_causal", True) if said is None else said)
+
+
+def _with_position_bias(mask: Tensor | None, bias: Tensor | None) -> Tensor | None:
+    """The mask with T5's relative position bias, which is added to the scores as masks are."""
+    if bias is None:
+        return mask
+    if mask is None:
+        return bias
+    if mask.dtype == torch.bool:
+        return bias.masked_fill(~mask, -torch.inf)
+    return bias + mask
+
+
 def _statistics(reads: Mapping[str, Any]) -> dict[str, PatternStatistic]:
     if "pattern" not in reads:
         return {}
@@ -267,11 +283,13 @@ def _block_change(
         first_key = torch.zeros(inputs.query.shape[0], dtype=torch.long, device=inputs.query.device)
 
     def change(block: PatternBlock) -> PatternBlock:
-        pattern = block.pattern
         # A tile that ends before a prompt's first key holds only rows of padding for it.
-        first = first_key[block.batches].clamp(min=0, max=pattern.shape[-1] - 1)
+        first = first_key[block.batches].clamp(min=0, max=block.pattern.shape[-1] - 1)
         for edit in edits:
-            pattern = edit.pattern(pattern, first)
-        return replace(block, pattern=pattern)
+            if edit.tile is not None:
+                block = edit.tile(block)
+            else:
+                block = replace(block, pattern=edit.pattern(block.pattern, first))
+        return block
 
     return change

@@ -93,6 +93,12 @@ def read_config(source: Source) -> Any:
 def _load_weights(source: Source, config: Any) -> Any:
     from transformers import AutoModelForCausalLM
 
+    from workbench.models.encoders import encoder_class
+
+    encoder = encoder_class(config.model_type)
+    kind = AutoModelForCausalLM if encoder is None else encoder
+    if encoder is not None:
+        config = config.get_text_config()
     options: dict[str, Any] = {
         "config": config,
         "revision": source.revision,
@@ -106,7 +112,7 @@ def _load_weights(source: Source, config: Any) -> Any:
     if source.attn_implementation is not None:
         options["attn_implementation"] = source.attn_implementation
     model, info = _from_hub(
-        source, lambda: AutoModelForCausalLM.from_pretrained(source.path, **options)
+        source, lambda: kind.from_pretrained(source.path, **options)
     )
     missing = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
     if missing:

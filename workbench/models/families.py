@@ -84,6 +84,12 @@ def _neox_qkv(block: nn.Module, spec: ModelSpec) -> QKV:
     return q, k, v
 
 
+def _t5_qkv(block: nn.Module, spec: ModelSpec) -> QKV:
+    attn: Any = block.get_submodule("layer.0.SelfAttention")
+    q, k, v = (_heads_out(part.weight.T, spec.n_heads) for part in (attn.q, attn.k, attn.v))
+    return q, k, v
+
+
 def _heads_out(
     weight: Float[Tensor, "d_model out"], n_heads: int
 ) -> Float[Tensor, "head d_model d_head"]:
@@ -163,6 +169,34 @@ FAMILIES: dict[str, Family] = {
     "gemma3_text": _GEMMA2,
     "gpt_oss": LLAMA,
     "phi3": replace(LLAMA, read_qkv=_phi3_qkv),
+    # Text encoders; see ``workbench.models.encoders``.
+    "clip_text_model": Family(
+        blocks="encoder.layers",
+        ln_final="final_layer_norm",
+        attn="self_attn",
+        attn_out="self_attn",
+        mlp_out="mlp",
+        mid="layer_norm2",
+        w_o="self_attn.out_proj",
+        read_qkv=_linear_qkv,
+        positions="learned",
+        position_table="embeddings.position_embedding",
+        ln_mlp="layer_norm2",
+        mlp="mlp",
+    ),
+    "t5": Family(
+        blocks="encoder.block",
+        ln_final="encoder.final_layer_norm",
+        attn="layer.0.SelfAttention",
+        attn_out="layer.0.SelfAttention",
+        mlp_out="layer.1.DenseReluDense",
+        mid="layer.1",
+        w_o="layer.0.SelfAttention.o",
+        read_qkv=_t5_qkv,
+        positions="relative",
+        ln_mlp="layer.1.layer_norm",
+        mlp="layer.1.DenseReluDense",
+    ),
     "mamba": Family(
         blocks="backbone.layers",
         ln_final="backbone.norm_f",

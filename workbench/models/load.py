@@ -62,9 +62,12 @@ def load(
         attn_implementation,
     )
     if backend == "hf":
+        from workbench.models.encoders import ENCODERS, TextEncoder
         from workbench.models.huggingface import HuggingFaceModel
 
         model, tokenizer, identity = load_transformers(source)
+        if model.config.model_type in ENCODERS:
+            return TextEncoder(model, tokenizer, name=identity.name, revision=identity.revision)
         return HuggingFaceModel(model, tokenizer, name=identity.name, revision=identity.revision)
     if backend == "transformer-lens":
         from workbench.models.transformer_lens import load_bridge
@@ -98,9 +101,12 @@ def wrap(model: Any, tokenizer: Any = None) -> ModelAdapter:
 
         return NNsightModel(model, tokenizer or getattr(model, "tokenizer", None))
     if "transformers.PreTrainedModel" in bases:
+        from workbench.models.encoders import CHECKPOINTS, TextEncoder
         from workbench.models.huggingface import HuggingFaceModel
 
         _refuse_nan(model)
+        if model.config.model_type in CHECKPOINTS:
+            return TextEncoder(model, tokenizer)
         return HuggingFaceModel(model, tokenizer)
     if bases & {"toy_tasks.ToyModel", "toy_tasks.ScanSnapModel"}:
         from workbench.models.toy import ToyAdapter
