@@ -11,12 +11,18 @@ from typing import Any
 
 from workbench.attention.edits import Intervention
 from workbench.errors import ConfigError, DataError, UnknownNameError
+from workbench.interventions.act import ACT
 from workbench.interventions.base import ZeroHeads
+from workbench.interventions.uniform import UniformAttention
 from workbench.interventions.zerotuning import ZeroTuning
 from workbench.models.base import ModelSpec
 from workbench.settings import make_config
 
-INTERVENTIONS: dict[str, type] = {"zerotuning": ZeroTuning, "zero-heads": ZeroHeads}
+INTERVENTIONS: dict[str, type] = {
+    "zerotuning": ZeroTuning,
+    "zero-heads": ZeroHeads,
+    "uniform-attention": UniformAttention,
+}
 """Those that a file can hold, by name."""
 
 _ABOUT = ("name", "version", "model", "revision", "layers", "calibration")

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from workbench.errors import CapabilityError
 from workbench.models.base import ModelSpec
+from workbench.models.state_space import read_state_space
 
 QKV = tuple[
     Float[Tensor, "head d_model d_head"],
@@ -118,6 +119,18 @@ _OLMO2 = replace(
 )
 _GEMMA2 = replace(_OLMO2, mid="pre_feedforward_layernorm", ln_mlp="pre_feedforward_layernorm")
 
+MAMBA = Family(
+    blocks="backbone.layers",
+    ln_final="backbone.norm_f",
+    attn=None,
+    attn_out=None,
+    mlp_out="mixer",
+    mid=None,
+    w_o=None,
+    read_qkv=None,
+    positions="none",
+)
+
 FAMILIES: dict[str, Family] = {
     "gpt2": Family(
         blocks="transformer.h",
@@ -197,17 +210,8 @@ FAMILIES: dict[str, Family] = {
         ln_mlp="layer.1.layer_norm",
         mlp="layer.1.DenseReluDense",
     ),
-    "mamba": Family(
-        blocks="backbone.layers",
-        ln_final="backbone.norm_f",
-        attn=None,
-        attn_out=None,
-        mlp_out="mixer",
-        mid=None,
-        w_o=None,
-        read_qkv=None,
-        positions="none",
-    ),
+    "mamba": MAMBA,
+    "mamba2": MAMBA,
 }
 
 # Why the attention of these does not come through transformers' AttentionInterface, as measured:
@@ -282,6 +286,10 @@ def _weight(model: Any, family: Family, spec: ModelSpec, name: str, layer: int |
             return family.read_qkv(block, spec)[("W_Q", "W_K", "W_V").index(name)]
         if name == "W_O" and family.w_o:
             return w_o_heads(block.get_submodule(family.w_o), spec.n_heads)
+        if hasattr(block, "mixer"):
+            found = read_state_space(block.mixer, name)
+            if found is not None:
+                return found
     raise CapabilityError(
         f"{spec.family} has no weight {name} at layer {layer}; see workbench.models.base.WEIGHTS"
     )
