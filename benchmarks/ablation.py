@@ -51,6 +51,7 @@ class Naive:
         self.batched, self.n_heads = batched, arguments.naive_heads
 
     def __call__(self, tokens: Any) -> Any:
+        """Changes of loss ``[ablation prompt layer head]``, of some heads of each layer."""
         import torch
 
         sizes = self.model.config
@@ -111,6 +112,7 @@ class Batched:
         self.continues = continues
 
     def __call__(self, tokens: Any) -> Any:
+        """Changes of loss ``[ablation prompt layer head]``, of all heads."""
         from probes import active_dormant_ablation as ablation
         from workbench.context import Context
 

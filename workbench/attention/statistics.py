@@ -80,6 +80,49 @@ class _SinkMass(PatternAccumulator):
 
 
 @dataclass(frozen=True)
+class SinkLogitGap(PatternStatistic):
+    """How far the first key's score lies above the others': S[n, 0] - mean of S[n, 1 ... n-1].
+
+    ``[batch head q_pos]``, in nats; a query's own score (key n) is left out, so queries 0 and 1, and
+    padding, have no gap: NaN. Softmax takes one constant from a row's scores, so the gap is that of
+    log P. Keys that a query does not see, or whose weight is below the smallest float (1e-38), are
+    left out of the mean; where the first key is such, there is no gap. Card: active_dormant
+    section 3.
+    """
+
+    def start(self, shape: PatternShape) -> PatternAccumulator:
+        """Begin to collect it for one layer."""
+        return _SinkLogitGap(shape)
+
+
+class _SinkLogitGap(PatternAccumulator):
+    def __init__(self, shape: PatternShape) -> None:
+        size = (shape.batch, shape.n_heads, shape.n_q)
+        self.gap = torch.full(size, torch.nan, device=shape.device)
+        self.offset = shape.n_k - shape.n_q
+
+    def update(self, block: PatternBlock) -> None:
+        pattern = block.pattern
+        n_rows, n_keys = pattern.shape[-2:]
+        query = (
+            torch.arange(n_rows, device=pattern.device)[:, None] + block.rows.start + self.offset
+        )
+        key = torch.arange(n_keys, device=pattern.device)
+        seen = pattern >= torch.finfo(pattern.dtype).tiny
+        between = seen & (key > 0) & (key < query)
+        log = torch.where(seen, pattern, 1.0).log()
+        # 0 / 0 = NaN where there is nothing to compare with.
+        others = (log * between).sum(dim=-1) / between.sum(dim=-1)
+        gap = torch.where(seen[..., 0], log[..., 0] - others, torch.nan)
+        if block.row_valid is not None:
+            gap = gap.masked_fill(block.row_valid[:, None] == 0, torch.nan)
+        self.gap[block.batches, block.heads, block.rows] = gap
+
+    def finish(self) -> Float[Tensor, "batch head q_pos"]:
+        return self.gap
+
+
+@dataclass(frozen=True)
 class RowEntropy(PatternStatistic):
     """Entropy of every query's attention, in nats. ``[batch head q_pos]``, 0 for padding."""
 

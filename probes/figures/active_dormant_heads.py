@@ -1,0 +1,93 @@
+"""One head's page: its pattern on an example of each domain, with its numbers there."""
+
+import numpy as np
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from probes.active_dormant import ActiveDormantResult
+from probes.figures.theme import SEQUENTIAL, head_name, tick_step, titled
+from workbench.errors import ConfigError
+
+LABELLED = 32
+"""Up to so many tokens, each is written on the axes."""
+
+
+def figure_head(result: ActiveDormantResult, layer: int, head: int) -> go.Figure:
+    """The head's pattern on the first prompt of each domain.
+
+    Args:
+        result: What the probe found.
+        layer: Of the head.
+        head: Its index; the pattern must be one that was kept.
+
+    Raises:
+        ConfigError: It was not kept.
+    """
+    kept = [tuple(pair) for pair in result.example_head.tolist()]
+    if (layer, head) not in kept:
+        raise ConfigError(
+            f"the head must be one whose pattern was kept: {', '.join(head_name(*k) for k in kept)}; "
+            f"got {head_name(layer, head)}; run the probe with a larger n_examples"
+        )
+    patterns = np.asarray(result.example_pattern[kept.index((layer, head))])
+    names = result.labels["domain"]
+    figure = make_subplots(
+        1,
+        len(names),
+        subplot_titles=[_numbers(result, d, layer, head) for d in range(len(names))],
+        horizontal_spacing=0.3 / len(names),
+    )
+    figure.update_annotations(font_size=12)
+    for d in range(len(names)):
+        _draw_pattern(figure, result, patterns[d], d)
+    figure.update_layout(coloraxis={"cmin": 0, "cmax": 1, "colorscale": SEQUENTIAL})
+    figure.update_layout(coloraxis_colorbar={"title": "attention", "thickness": 14})
+    kind = next(name for name, heads in result.classes().items() if heads[layer, head])
+    q_sink, q_loss = result.q_sink[layer, head].item(), result.q_loss[layer, head].item()
+    return titled(
+        figure.update_layout(height=560),
+        f"Head {head_name(layer, head)}: {kind}",
+        "attention of each query (row) to each key (column) on the first prompt of each domain; the "
+        "numbers above are means over all its prompts: attention to the first token, loss added when "
+        f"the head is zeroed, |v W_O| of the first token over the others'; q of the differences: sink "
+        f"{q_sink:.2g}, loss {q_loss:.2g}",
+        "n = " + ", ".join(f"1 of {n} prompts shown" for n in result.n_prompts.tolist()),
+    )
+
+
+def _numbers(result: ActiveDormantResult, d: int, layer: int, head: int) -> str:
+    def at(values: object) -> float:
+        return float(np.asarray(values)[d, layer, head])
+
+    state = "dormant" if bool(result.dormant[d, layer, head]) else "active"
+    return (
+        f"<b>{result.labels['domain'][d]}</b>: {state}<br>sink {at(result.sink_attention):.2f}, "
+        f"loss {at(result.ablation_loss):+.3f}, value {at(result.value_norm_ratio):.2f}"
+    )
+
+
+def _draw_pattern(
+    figure: go.Figure, result: ActiveDormantResult, pattern: np.ndarray, d: int
+) -> None:
+    length = int((result.example_tokens[d] >= 0).sum())
+    width = result.example_tokens.shape[1]
+    texts = list(result.labels["example_token"][d * width : d * width + length])
+    # The upper triangle is no attention of zero: those keys lie ahead.
+    seen = np.where(np.tri(length, dtype=bool), pattern[:length, :length], np.nan)
+    figure.add_heatmap(
+        z=seen.astype(np.float32),
+        customdata=np.array([[[query, key] for key in texts] for query in texts]),
+        coloraxis="coloraxis",
+        hovertemplate="query %{y}: %{customdata[0]}<br>key %{x}: %{customdata[1]}<br>"
+        "attention %{z:.3f}<extra></extra>",
+        hoverongaps=False,
+        row=1,
+        col=d + 1,
+    )
+    axis: dict[str, object] = {"dtick": tick_step(length), "showgrid": False}
+    if length <= LABELLED:
+        axis = {"tickvals": list(range(length)), "ticktext": texts, "tickfont_size": 9}
+    figure.update_xaxes(axis | {"title": "key (token)"}, row=1, col=d + 1)
+    figure.update_yaxes(
+        axis | {"autorange": "reversed", "title": "query (token)"}, row=1, col=d + 1
+    )
