@@ -8,6 +8,7 @@ _FOLDER = Path(__file__).parent / "assets" / "prompts"
 
 BUILTIN = {
     "code": "short Python programs, over 64 tokens each",
+    "items": "short descriptions of two or three things, each named in `items`",
     "natural": "English prose from four centuries, over 64 tokens each",
     "short": "unfinished sentences about well-known facts",
     "succession": "days, months, numbers, letters and ordinals in order",

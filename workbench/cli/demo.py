@@ -36,6 +36,9 @@ RECIPES: dict[str, tuple[Recipe, ...]] = {
     "active-dormant": (
         Recipe({"prose": "builtin:natural", "code": "builtin:code"}, {"n_pos": N_POS}),
     ),
+    "information-flow": (
+        Recipe("builtin:items", {"knockout": True, "routes": True, "classifier_folds": 4}),
+    ),
 }
 """Probes for which the plain recipe is not the best one."""
 

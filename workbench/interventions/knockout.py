@@ -84,13 +84,13 @@ class KnockOut:
             hidden = self._part(extra - learned, n_q, n_k - learned, pattern)
             return _without(pattern, torch.nn.functional.pad(hidden, (learned, 0)), heads)
 
-        def tile(block: PatternBlock) -> PatternBlock:
+        def tile(block: PatternBlock) -> Tensor:
             rows = self._part(0, block.rows.stop, block.columns.stop, block.pattern)
             rows = rows[:, block.rows, block.columns]
             hidden = rows if rows.shape[0] == 1 else rows[block.batches]
-            return replace(block, pattern=_without(block.pattern, hidden, heads))
+            return _without(block.pattern, hidden, heads)
 
-        return AttentionEdit(layer, output, pattern, tile)
+        return AttentionEdit(layer, output, pattern, lambda call: tile)
 
     def _part(self, offset: int, n_q: int, n_k: int, like: Tensor) -> Bool[Tensor, "prompt q k"]:
         """What is blocked for queries ``offset ... offset + n_q - 1`` and the first ``n_k`` keys."""
@@ -106,11 +106,13 @@ class KnockOut:
         heads: list[int],
     ) -> Float[Tensor, "batch q_pos head d_value"]:
         n_q, n_k = inputs.query.shape[2], inputs.key.shape[2]
-        hidden = self._part(inputs.offset, n_q, n_k, z)
-        rows = hidden.any(dim=(0, 2)).nonzero()[:, 0]
+        hidden = self._part(inputs.offset, n_q, n_k, z)[:, None]
+        # What is not seen anyway needs no blocking: those rows stay as they are, bit for bit.
+        touched = (hidden & inputs.visible()).any(dim=-1)
+        rows = touched.any(dim=(0, 1)).nonzero()[:, 0]
         if not len(rows):
             return z
-        hidden = hidden[:, None, rows]
+        hidden = hidden[:, :, rows]
         shown = inputs.mask if inputs.mask is not None else inputs.visible()
         shown = shown[..., :n_k].expand(-1, -1, n_q, -1)[:, :, rows]
         is_bool = shown.dtype == torch.bool
@@ -118,9 +120,11 @@ class KnockOut:
         part = replace(inputs, query=inputs.query[:, :, rows], mask=mask, causal=False)
         found = attend(part, {}).output
         assert found is not None
+        chosen = torch.zeros(z.shape[2], dtype=torch.bool, device=z.device)
+        chosen[heads] = True
+        change = touched[:, :, rows].transpose(1, 2) & chosen
         edited = z.clone()
-        places = torch.meshgrid(rows, torch.tensor(heads, device=rows.device), indexing="ij")
-        edited[:, places[0], places[1]] = found[:, :, heads].to(z.dtype)
+        edited[:, rows] = torch.where(change[..., None], found.to(z.dtype), z[:, rows])
         return edited
 
 
