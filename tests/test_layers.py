@@ -80,6 +80,8 @@ def test_imports_point_down_and_libraries_stay_at_home(path):
 def is_part_of_the_same_toy(module, own):
     """A toy or probe too large for one file has several that begin alike: ``scan_snap_data``."""
     parts = (
+        "toy_tasks.training",
+        "toy_tasks.model",
         "toy_tasks.bigram_",
         "toy_tasks.language_",
         "toy_tasks.scan_snap",

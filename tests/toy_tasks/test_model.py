@@ -53,6 +53,8 @@ def test_kernels_by_hand():
     assert weights["sigmoid-normalised"] == pytest.approx([0.76608, 0.23392], abs=1e-5)
     assert weights["elu"] == pytest.approx([3.0, 0.36788], abs=1e-5)
     assert weights["elu-normalised"] == pytest.approx([0.89077, 0.10923], abs=1e-5)
+    assert weights["elu-kernel"] == [2.0, -1.0]  # features made them positive before
+    assert weights["elu-kernel-normalised"] == pytest.approx([2.0, -1.0])
     assert KERNELS["softmax-scale"](scores, 0.5).sum().item() == pytest.approx(0.5)
 
 
@@ -150,6 +152,19 @@ def test_scaled_softmax_is_the_same_as_scaled_output_weights():
     assert torch.allclose(scaled(tokens()).logits, plain(tokens()).logits, atol=1e-5)
 
 
+@pytest.mark.parametrize("attention", ["elu-kernel", "elu-kernel-normalised"])
+def test_an_elu_kernel_is_linear_attention(attention):
+    """No pattern is needed: running sums of keys and values do."""
+    _, seen = seen_by(build(attention=attention, n_layers=1), tokens())
+    q, k, v = (seen[Site(name, 0)] for name in ("q", "k", "v"))
+    q, k = elu(q) + 1, elu(k) + 1
+    state = torch.einsum("bqhd,bqhe->bqhde", k, v).cumsum(dim=1)
+    wanted = torch.einsum("bqhd,bqhde->bqhe", q, state) / 8**0.5
+    if attention.endswith("normalised"):
+        wanted = wanted / ((q * k.cumsum(dim=1)).sum(dim=-1, keepdim=True) / 8**0.5)
+    assert torch.allclose(seen[Site("z", 0)], wanted, atol=1e-5)
+
+
 def test_rotary_positions_depend_on_distances_only():
     model, ids = build(positions="rotary"), tokens()
     positions = torch.arange(10).expand(3, 10)
@@ -180,7 +195,7 @@ def test_a_model_without_mlp_has_none():
 
 
 def test_normalised_kernels_are_those_whose_rows_sum_to_one():
-    scores = torch.randn(2, 2, 4, 4, generator=torch.Generator().manual_seed(0))
+    scores = torch.rand(2, 2, 4, 4, generator=torch.Generator().manual_seed(0))
     sums = {name: kernel(scores).sum(dim=-1) for name, kernel in KERNELS.items()}
     ones = {name for name, total in sums.items() if torch.allclose(total, torch.ones(2, 2, 4))}
     assert ones == NORMALISED | {"softmax-scale"}  # whose row_sum is 1 by default
