@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from workbench.errors import WorkbenchError
+    from workbench.interventions.act import ACT
     from workbench.interventions.base import AddVector, ZeroHeads
     from workbench.interventions.zerotuning import ZeroTuning
     from workbench.models.base import ModelAdapter, ModelSpec, Site
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "ACT": "workbench.interventions.act",
     "AddVector": "workbench.interventions.base",
     "ModelAdapter": "workbench.models.base",
     "ModelSpec": "workbench.models.base",
@@ -40,6 +42,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "ACT",
     "AddVector",
     "ModelAdapter",
     "ModelSpec",

@@ -70,16 +70,40 @@ class AttentionCall:
 
 
 @dataclass(frozen=True)
+class TiledCall:
+    """One call of a layer's attention, as an edit of its tiles sees it.
+
+    The tiles of a prompt come in the order of their rows.
+    """
+
+    n_before: int
+    """Tokens that the layer was given in earlier calls of the same generation: the position of the
+    first row."""
+    first_column: int
+    """Position of the first key: above 0 where a sliding window's cache has let keys go, below 0
+    where learned keys stand before the prompt's."""
+    first_key: Int[Tensor, " batch"]
+    """Column of each prompt's first real token; below 0: it has left the cache."""
+    n_tokens: Int[Tensor, " batch"]
+    """Real tokens of each prompt, up to the end of this call."""
+    column_mean: Callable[[], Tensor]
+    """Makes ``[batch head k_pos]``: the mean attention that each key receives in this call, after
+    the edits before this one."""
+
+
+@dataclass(frozen=True)
 class AttentionEdit:
     """An exact change of one layer's attention, in both forms."""
 
     layer: int
-    output: Callable[[AttentionCall, Tensor], Tensor]
-    """(call, z [batch q_pos head d_value]) -> z."""
-    pattern: Callable[[Tensor, Tensor], Tensor]
+    output: Callable[[AttentionCall, Tensor], Tensor] | None
+    """(call, z [batch q_pos head d_value]) -> z; None: there is no output form, tiles are changed."""
+    pattern: Callable[[Tensor, Tensor], Tensor] | None
     """(pattern [batch head q_pos k_pos], first key of each prompt [batch]) -> pattern."""
-    tile: Callable[[PatternBlock], PatternBlock] | None = None
-    """``pattern`` on a part of it, for edits that depend on where a row stands; None: they do not."""
+    begin: "Callable[[TiledCall], Callable[[PatternBlock], Tensor]] | None" = None
+    """``pattern`` tile by tile, for edits that depend on where a row stands or on earlier rows: told
+    of each call of the layer, it returns what makes a tile's pattern anew. Takes the place of
+    ``pattern`` where that is None."""
 
     @property
     def site(self) -> Site:
@@ -101,7 +125,11 @@ Edit = AttentionEdit | ActivationEdit
 
 @runtime_checkable
 class Intervention(Protocol):
-    """A named, parametrised change of a model's forward pass."""
+    """A named, parametrised change of a model's forward pass.
+
+    One that is not defined under every way of generating may have a method
+    ``check_generation(options)``, given the sampling arguments, that raises ``ConfigError``.
+    """
 
     name: str
 

@@ -9,7 +9,7 @@ process never see each other.
 
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -17,8 +17,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from workbench.attention.edits import ActivationEdit, AttentionCall, AttentionEdit, Edit
-from workbench.attention.statistics import WholePattern
+from workbench.attention.edits import ActivationEdit, AttentionCall, AttentionEdit, Edit, TiledCall
+from workbench.attention.statistics import ColumnMean, WholePattern
 from workbench.attention.streaming import (
     AttentionInputs,
     PatternBlock,
@@ -136,11 +136,14 @@ class AttentionSession:
         self.calls[layer] += 1
         # As many queries as keys: a first pass, or one without a cache; the count starts anew.
         self.seen[layer] = query.shape[2] + self.seen[layer] * (query.shape[2] < key.shape[2])
+        # A static cache is handed over whole: what lies behind the tokens so far is still empty.
+        filled = slice(0, self.seen[layer])
+        whole_mask = _with_position_bias(mask, kwargs.get("position_bias"))
         inputs = AttentionInputs(
             query,
-            key,
-            value,
-            _with_position_bias(mask, kwargs.get("position_bias")),
+            key[:, :, filled],
+            value[:, :, filled],
+            None if whole_mask is None else whole_mask[..., filled],
             scaling,
             softcap=kwargs.get("softcap"),
             sinks=kwargs.get("s_aux"),
@@ -163,9 +166,9 @@ class AttentionSession:
             run = stock_attention(self.stock, module)
             return run(module, query, key, value, mask, dropout=0.0, scaling=scaling, **kwargs)[0]
 
-        z, found = _compute(
-            inputs, statistics, attention_edits, first_key, self.row_valid, layer, stock
-        )
+        n_before = self.seen[layer] - query.shape[2]
+        pass_ = _Pass(inputs, layer, first_key, self._rows(inputs), n_before)
+        z, found = _compute(pass_, statistics, attention_edits, stock)
         for edit in edits:
             if isinstance(edit, ActivationEdit):
                 z = edit.change(z)
@@ -182,6 +185,12 @@ class AttentionSession:
         batch = inputs.query.shape[0]
         # Beams and several samples repeat each prompt's row.
         return first.to(inputs.query.device).repeat_interleave(batch // first.shape[0]) - dropped
+
+    def _rows(self, inputs: AttentionInputs) -> Tensor | None:
+        """Which rows are real; while generating, rows may be beams or new tokens, all real."""
+        valid = self.row_valid
+        size = (inputs.query.shape[0], inputs.query.shape[2])
+        return valid if valid is not None and tuple(valid.shape) == size else None
 
     def _keep(
         self,
@@ -244,26 +253,41 @@ def _statistics(reads: Mapping[str, Any]) -> dict[str, PatternStatistic]:
     return {"whole": WholePattern()}
 
 
+@dataclass(frozen=True)
+class _Pass:
+    """One call of one layer's attention."""
+
+    inputs: AttentionInputs
+    layer: int
+    first_key: Tensor | None
+    row_valid: Tensor | None
+    n_before: int
+
+    def first_keys(self) -> Tensor:
+        """The first real key of every prompt."""
+        if self.first_key is not None:
+            return self.first_key
+        query = self.inputs.query
+        return torch.zeros(query.shape[0], dtype=torch.long, device=query.device)
+
+
 def _compute(
-    inputs: AttentionInputs,
+    call: _Pass,
     statistics: dict[str, PatternStatistic],
     edits: list[AttentionEdit],
-    first_key: Tensor | None,
-    row_valid: Tensor | None,
-    layer: int,
     stock: Callable[[], Tensor],
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Output and statistics of one layer, by the cheapest exact way."""
     if not statistics and not edits:
         return stock(), {}
+    inputs, row_valid = call.inputs, call.row_valid
     # On a CPU in float32 one blocked softmax serves output and statistics for about the price of
     # the fused kernel alone; elsewhere the stock kernel makes the output, bit for bit.
     fused = inputs.query.dtype == torch.float32 and inputs.query.device.type == "cpu"
     # An output form knows the unedited pattern only: statistics, and a second edit, must see what
     # the first one made of it.
-    if edits and (statistics or len(edits) > 1):
-        change = _block_change(inputs, edits, first_key)
-        whole = attend(inputs, statistics, row_valid, change=change)
+    if edits and (statistics or len(edits) > 1 or edits[0].output is None):
+        whole = attend(inputs, statistics, row_valid, change=_tile_change(call, edits))
         assert whole.output is not None
         return whole.output, whole.statistics
     wanted = (("output",) if fused else ()) + (("log_sum",) if edits else ())
@@ -271,25 +295,49 @@ def _compute(
     z = stock() if found.output is None else found.output
     for edit in edits:
         assert found.log_sum is not None
-        z = edit.output(AttentionCall(layer, inputs, found.log_sum, first_key), z)
+        assert edit.output is not None
+        z = edit.output(AttentionCall(call.layer, inputs, found.log_sum, call.first_key), z)
     return z, found.statistics
 
 
-def _block_change(
-    inputs: AttentionInputs, edits: list[AttentionEdit], first_key: Tensor | None
+def _tile_change(
+    call: _Pass, edits: Sequence[AttentionEdit]
 ) -> Callable[[PatternBlock], PatternBlock]:
-    """Apply edits in pattern form to every block of rows, so that statistics see them."""
-    if first_key is None:
-        first_key = torch.zeros(inputs.query.shape[0], dtype=torch.long, device=inputs.query.device)
+    """Apply edits to every tile, each on what the ones before it made, so that statistics see them."""
+    changes = [_begin(call, edit, edits[:index]) for index, edit in enumerate(edits)]
 
     def change(block: PatternBlock) -> PatternBlock:
-        # A tile that ends before a prompt's first key holds only rows of padding for it.
-        first = first_key[block.batches].clamp(min=0, max=block.pattern.shape[-1] - 1)
-        for edit in edits:
-            if edit.tile is not None:
-                block = edit.tile(block)
-            else:
-                block = replace(block, pattern=edit.pattern(block.pattern, first))
+        for each in changes:
+            block = replace(block, pattern=each(block))
         return block
 
     return change
+
+
+def _begin(
+    call: _Pass, edit: AttentionEdit, before: Sequence[AttentionEdit]
+) -> Callable[[PatternBlock], Tensor]:
+    first_key = call.first_keys()
+    if edit.begin is None:
+        whole = edit.pattern
+        assert whole is not None
+
+        def alike(block: PatternBlock) -> Tensor:
+            # A tile that ends before a prompt's first key holds only rows of padding for it.
+            first = first_key[block.batches].clamp(min=0, max=block.pattern.shape[-1] - 1)
+            return whole(block.pattern, first)
+
+        return alike
+
+    def column_mean() -> Tensor:
+        change = _tile_change(call, before) if before else None
+        statistics = {"mean": ColumnMean()}
+        found = attend(call.inputs, statistics, call.row_valid, want=(), change=change)
+        return found.statistics["mean"]
+
+    n_keys, n_after = call.inputs.key.shape[2], call.n_before + call.inputs.query.shape[2]
+    dropped = max(0, n_after - n_keys)
+    n_tokens = n_after - first_key - dropped
+    if call.row_valid is not None:
+        n_tokens = call.row_valid.sum(dim=1).long()
+    return edit.begin(TiledCall(call.n_before, dropped, first_key, n_tokens, column_mean))

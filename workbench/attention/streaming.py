@@ -76,6 +76,8 @@ class PatternBlock:
     columns: slice
     row_valid: Float[Tensor, "tile_batch q_block"] | None
     """1 for rows of real tokens, 0 for padding; None: all real."""
+    outside: Float[Tensor, "tile_batch tile_head q_block"] | None = None
+    """What each row gives to a learned sink that is no key; None: there is none."""
 
 
 @dataclass(frozen=True)
@@ -265,8 +267,9 @@ class _Source:
         if log_sum is not None and top is not None:
             # p_max = exp(s_max - log_sum): what softmax divided by, without another exp.
             log_sum[tile.batches, heads, tile.rows] = top - pattern.amax(dim=-1).log()
+        outside = None
         if self.inputs.sinks is not None:
-            pattern = pattern[..., :-1]
+            pattern, outside = pattern[..., :-1], pattern[..., -1]
         empty = self._empty(tile)
         if empty is not None:
             pattern = pattern.masked_fill(empty[..., None], 0.0)
@@ -274,7 +277,7 @@ class _Source:
                 rows = log_sum[tile.batches, heads, tile.rows]
                 log_sum[tile.batches, heads, tile.rows] = rows.masked_fill(empty, torch.inf)
         valid = None if row_valid is None else row_valid[tile.batches, tile.rows]
-        return PatternBlock(pattern, tile.batches, heads, tile.rows, tile.columns, valid)
+        return PatternBlock(pattern, tile.batches, heads, tile.rows, tile.columns, valid, outside)
 
     def _empty(self, tile: _Tile) -> Bool[Tensor, "#tile_batch #tile_head q_block"] | None:
         """Rows that see no key, which softmax makes NaN (or all sink); None: there are none."""

@@ -1,11 +1,18 @@
-"""Statistics of a pattern that a backend has already made, whole."""
+"""Statistics and changes of a pattern that a backend has already made, whole."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
+from workbench.attention.edits import AttentionEdit, TiledCall
+from workbench.attention.statistics import ColumnMean
 from workbench.attention.streaming import PatternBlock, PatternShape, PatternStatistic
+
+ROUNDING = 1e-4
+"""A row that sums to less than 1 by more than this, in any precision, has a learned sink."""
 
 
 def statistics_of_pattern(
@@ -26,11 +33,46 @@ def statistics_of_pattern(
     pattern = pattern.float()
     batch, n_heads, n_q, n_k = pattern.shape
     shape = PatternShape(batch, n_heads, n_q, n_k, pattern.device, row_valid)
-    batches, heads, rows, columns = (slice(0, size) for size in pattern.shape)
-    block = PatternBlock(pattern, batches, heads, rows, columns, row_valid)
+    block = _whole_block(pattern, row_valid)
     found = {}
     for name, statistic in statistics.items():
         accumulator = statistic.start(shape)
         accumulator.update(block)
         found[name] = accumulator.finish()
     return found
+
+
+def change_pattern(
+    edit: AttentionEdit,
+    pattern: Float[Tensor, "batch head q_pos k_pos"],
+    first_key: Int[Tensor, " batch"],
+    row_valid: Float[Tensor, "batch q_pos"] | None = None,
+    *,
+    n_before: int = 0,
+    first_column: int = 0,
+) -> Float[Tensor, "batch head q_pos k_pos"]:
+    """Apply an attention edit to a whole pattern; see ``TiledCall`` for the arguments."""
+    if edit.pattern is not None:
+        return edit.pattern(pattern.float(), first_key).to(pattern.dtype)
+    assert edit.begin is not None  # one of the two is always there
+
+    def column_mean() -> Tensor:
+        return statistics_of_pattern(pattern, {"mean": ColumnMean()}, row_valid)["mean"]
+
+    n_tokens = n_before + pattern.shape[-2] - first_key - first_column
+    if row_valid is not None:
+        # Rows before position 0 are learned tokens, not the prompt's.
+        n_tokens = row_valid[:, max(0, -n_before) :].sum(dim=1).long()
+    call = TiledCall(n_before, first_column, first_key, n_tokens, column_mean)
+    change = edit.begin(call)
+    block = _whole_block(pattern.float(), row_valid)
+    total = block.pattern.sum(dim=-1)
+    lacking = torch.where(total > 0.0, 1.0 - total, 0.0)
+    if bool((lacking > ROUNDING).any()):
+        block = replace(block, outside=lacking)
+    return change(block).to(pattern.dtype)
+
+
+def _whole_block(pattern: Tensor, row_valid: Tensor | None) -> PatternBlock:
+    batches, heads, rows, columns = (slice(0, size) for size in pattern.shape)
+    return PatternBlock(pattern, batches, heads, rows, columns, row_valid)

@@ -19,6 +19,7 @@ from workbench.models.base import ModelSpec
 from workbench.settings import make_config
 
 INTERVENTIONS: dict[str, type] = {
+    "act": ACT,
     "zerotuning": ZeroTuning,
     "zero-heads": ZeroHeads,
     "uniform-attention": UniformAttention,

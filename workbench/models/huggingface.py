@@ -313,8 +313,7 @@ class HuggingFaceModel:
             for layer, block in enumerate(self._blocks)
             if layer >= start
         }
-        # Only statistics ask which rows are padding; while generating, rows may be beams.
-        row_valid = inputs.row_valid(self._device) if by_layer else None
+        row_valid = inputs.row_valid(self._device)
         return AttentionSession(
             self.stock, layers, by_layer, changes, row_valid, inputs.first_key(), captured
         )

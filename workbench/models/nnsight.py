@@ -216,7 +216,9 @@ class NNsightModel:
             if isinstance(edit, ActivationEdit):
                 at(edit.site).changes.append(edit.change)
             else:
-                change = PatternChange(edit, inputs.first_key())
+                change = PatternChange(
+                    edit, inputs.first_key(), inputs.row_valid(torch.device("cpu"))
+                )
                 at(edit.site).changes.append(change)
         for site, reduce in reads.items():
             at(site).keeps.append(keeper(site, reduce, inputs, captured))

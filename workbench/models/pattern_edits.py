@@ -5,10 +5,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from workbench.attention.edits import AttentionEdit
+from workbench.attention.whole import change_pattern
 
 
 @dataclass
@@ -17,6 +18,8 @@ class PatternChange:
 
     edit: AttentionEdit
     first_key: Int[Tensor, " batch"] | None
+    row_valid: Float[Tensor, "batch pos"] | None = None
+    """1 for the prompts' real tokens, 0 for padding; None: all real."""
     seen: int = 0
     """Tokens the layer has been given, to notice a sliding cache that dropped the first."""
 
@@ -29,11 +32,13 @@ class PatternChange:
         # Beams and several samples repeat each prompt's row.
         first = first.repeat_interleave(batch // first.shape[0]).to(pattern.device)
         dropped = max(0, self.seen - n_k)
-        if not dropped:
-            return self.edit.pattern(pattern.float(), first).to(pattern.dtype)
+        valid = None
+        if self.row_valid is not None and tuple(self.row_valid.shape) == (batch, n_q):
+            valid = self.row_valid.to(pattern.device)
         # The keys that have left the window get no attention: they are put back as columns of 0.
-        whole = torch.nn.functional.pad(pattern.float(), (dropped, 0))
-        return self.edit.pattern(whole, first)[..., dropped:].to(pattern.dtype)
+        whole = torch.nn.functional.pad(pattern, (dropped, 0)) if dropped else pattern
+        changed = change_pattern(self.edit, whole, first, valid, n_before=self.seen - n_q)
+        return changed[..., dropped:]
 
 
 def counted(

@@ -43,6 +43,11 @@ def generate_with(
             f"prompt and new tokens must fit in n_ctx = {model.spec.n_ctx} of {model.spec.name}; got "
             f"{tokens.shape[-1]} + {max_new_tokens}; shorten the prompt or lower max_new_tokens"
         )
+    for intervention in model.interventions:
+        # One that is not defined under every way of generating says so.
+        check = getattr(intervention, "check_generation", None)
+        if check is not None:
+            check(options)
     output = run(tokens, mask, {"max_new_tokens": max_new_tokens, **options})
     if not is_text:
         return output

@@ -24,6 +24,7 @@ from workbench.attention.edits import (
     Edit,
     Intervention,
 )
+from workbench.attention.whole import change_pattern
 from workbench.errors import CapabilityError, ConfigError, DataError, ModelError
 from workbench.interventions.active import ActiveEdits
 from workbench.models.base import WEIGHTS, Captured, ModelSpec, Reducers, Site
@@ -243,8 +244,13 @@ class ToyAdapter:
         # With the columns of learned keys, so that they are renormalised with the others.
         first = inputs.first_key()
         first = torch.zeros(x.shape[0], dtype=torch.long) if first is None else first
-        first = first + self._architecture.n_learned_keys(self._config)
-        return edit.pattern(x.float(), first.to(x.device)).to(x.dtype)
+        n_learned = self._architecture.n_learned_keys(self._config)
+        first, valid = (first + n_learned).to(x.device), inputs.row_valid(x.device)
+        # A learned first token is a row as well.
+        extra = x.shape[-2] - inputs.tokens.shape[1]
+        if valid is not None:
+            valid = torch.nn.functional.pad(valid, (extra, 0), value=1.0)
+        return change_pattern(edit, x, first, valid, n_before=-extra, first_column=-n_learned)
 
     def _refuse_edit(self, edit: Edit) -> None:
         if isinstance(edit, AttentionEdit):

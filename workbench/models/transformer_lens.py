@@ -252,7 +252,9 @@ class TransformerLensModel:
     def _change(self, edit: Edit, inputs: Inputs) -> tuple[Site, Callable[[Tensor], Tensor]]:
         if isinstance(edit, ActivationEdit):
             return edit.site, edit.change
-        return Site("pattern", edit.layer), PatternChange(edit, inputs.first_key())
+        return Site("pattern", edit.layer), PatternChange(
+            edit, inputs.first_key(), inputs.row_valid(torch.device("cpu"))
+        )
 
     def _refuse_edit(self, edit: Edit) -> None:
         if isinstance(edit, ActivationEdit) and edit.site.name not in EDITABLE_SITES:
