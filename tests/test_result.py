@@ -289,3 +289,29 @@ def test_what_json_lacks_is_written_as_something_it_has(tmp_path):
         "d": "torch.float16",
         "n": "NaN",
     }
+
+
+def test_a_probe_of_several_modes_gets_the_result_type_of_its_mode():
+    from probes.token_dynamics import StateSpaceResult, TokenDynamicsConfig
+    from workbench.discovery import find_probe
+
+    flat = torch.ones(2, dtype=torch.long)
+    measured = StateSpaceResult(
+        eigenvalues=torch.ones(2, 3, 2),
+        n_positive=3 * flat,
+        n_negative=0 * flat,
+        regime=flat,
+        symmetric_positive=flat,
+        symmetric_negative=flat,
+        delta_norm=torch.ones(2),
+        decay=torch.ones(2, 3),
+        config=TokenDynamicsConfig(mode="state-space"),
+        labels={"regime": ("divergent", "divergent")},
+    )
+    found = Result.from_measurement(
+        find_probe("token-dynamics"), measured, key="0" * 64, provenance={}
+    )
+    assert isinstance(found.measured, StateSpaceResult)
+    assert found.regimes == ["divergent", "divergent"]
+    assert found.measured.metrics() == found.metrics()
+    assert "step_norm" not in found.arrays

@@ -114,11 +114,15 @@ class Result:
         import torch
 
         probe = discovery.find_probe(self.probe)
-        hints = typing.get_type_hints(probe.result)
+        config = make_config(probe.config, self.config, self.probe)
+        # A probe of several modes has a result type for each.
+        kind_of = getattr(probe.result, "kind_of", None)
+        kind = probe.result if kind_of is None else kind_of(config)
+        hints = typing.get_type_hints(kind)
         values: dict[str, Any] = {}
-        for field in dataclasses.fields(probe.result):
+        for field in dataclasses.fields(kind):
             if field.name == "config":
-                values["config"] = make_config(probe.config, self.config, self.probe)
+                values["config"] = config
             elif field.name == "labels":
                 values["labels"] = {axis: tuple(names) for axis, names in self.labels.items()}
             elif field.name in self.arrays:
@@ -130,7 +134,7 @@ class Result:
                     f"result {self.key[:SHORT_KEY]} of {self.probe} version {self.version} has no "
                     f"array {field.name!r}, which version {probe.version} needs; run it again"
                 )
-        return probe.result(**values)
+        return kind(**values)
 
     def __getattr__(self, name: str) -> Any:
         """An array as a torch tensor, or the labels of an axis by its plural."""
