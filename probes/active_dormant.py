@@ -224,7 +224,7 @@ def measure_active_dormant(
 ) -> ActiveDormantResult:
     """Find heads that are active on one kind of text and dormant on another."""
     context = context or Context()
-    domains = domains_of(context.labels.get("domain"))
+    domains = domains_of(context)
     check_lengths(tokens, context)
     check_prompts(domains, config.fdr)
     n_heads = model.spec.n_layers * model.spec.n_heads

@@ -14,11 +14,13 @@ Paper: Guo et al. 2024, arXiv:2410.13835 shows one head's means without a test.
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from workbench.context import Context
 from workbench.errors import ConfigError, DataError
 
 MIN_PERMUTATIONS = 9_999
@@ -44,20 +46,31 @@ class Domains:
         return torch.stack([x[self.index == d].nanmean(dim=0) for d in range(len(self.names))])
 
 
-def domains_of(labels: tuple[str, ...] | None) -> Domains:
-    """Read the domains, in the order in which they come.
+def domains_of(context: Context) -> Domains:
+    """Read the domains, in the order in which they come: as they were named, else from the rows.
 
     Raises:
-        DataError: Fewer than two.
+        DataError: Fewer than two, or rows of which some have no ``domain``.
     """
-    names = tuple(dict.fromkeys(labels or ()))
+    labels = context.labels.get("domain") or _domain_column(context.rows)
+    names = tuple(dict.fromkeys(labels))
     if len(names) < 2:
         found = f"one, {names[0]!r}" if names else "prompts without domains"
         raise DataError(
             f"active-dormant compares two or more domains of prompts; got {found}; give "
             "--data NAME=FILE once per domain, a dict of name -> prompts, or rows with a domain field"
         )
-    return Domains(names, torch.tensor([names.index(label) for label in labels or ()]))
+    return Domains(names, torch.tensor([names.index(label) for label in labels]))
+
+
+def _domain_column(rows: tuple[dict[str, Any], ...]) -> tuple[str, ...]:
+    missing = [index for index, row in enumerate(rows) if "domain" not in row]
+    if missing and len(missing) < len(rows):
+        raise DataError(
+            f"every row must have a domain, or none; row {missing[0]} has none; add it, or leave the "
+            "row out"
+        )
+    return () if missing else tuple(str(row["domain"]) for row in rows)
 
 
 # The test

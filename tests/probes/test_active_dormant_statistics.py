@@ -22,6 +22,7 @@ from probes.active_dormant_statistics import (
     prompts_needed,
     range_of_means,
 )
+from workbench.context import Context
 from workbench.errors import ConfigError, DataError
 
 TWO = Domains(("a", "b"), torch.tensor([0, 0, 1, 1]))
@@ -181,16 +182,32 @@ def test_relabellings_suffice_for_one_head_alone():
         choose_permutations(2000, 144, 0.05)
 
 
-@pytest.mark.parametrize("labels", [None, (), ("code", "code")])
-def test_one_domain_is_refused(labels):
+@pytest.mark.parametrize(
+    "context",
+    [
+        Context(),
+        Context(labels={"domain": ("code", "code")}),
+        Context(rows=({"text": "x"}, {"text": "y"})),
+        Context(rows=({"domain": "code"}, {"domain": "code"})),
+    ],
+    ids=["none", "one name", "rows without", "rows of one"],
+)
+def test_one_domain_is_refused(context):
     with pytest.raises(DataError, match=r"two or more domains.*--data NAME=FILE"):
-        domains_of(labels)
+        domains_of(context)
 
 
 def test_domains_come_in_the_order_of_the_prompts():
-    found = domains_of(("code", "prose", "code"))
+    found = domains_of(Context(labels={"domain": ("code", "prose", "code")}))
     assert found.names == ("code", "prose")
     assert found.index.tolist() == [0, 1, 0]
+
+
+def test_domains_may_be_a_column_of_the_rows():
+    rows = ({"domain": "b"}, {"domain": 1}, {"domain": "b"})
+    assert domains_of(Context(rows=rows)).names == ("b", "1")
+    with pytest.raises(DataError, match=r"every row must have a domain.*row 1"):
+        domains_of(Context(rows=({"domain": "b"}, {"text": "x"})))
 
 
 # Classes
