@@ -6,8 +6,9 @@ is dormant and parks its attention on <s>, whose value is drained so that it doe
 logit, value drain and (in deeper models) residual peak grow together: "mutual reinforcement".
 
 Along training, on a log schedule, every checkpoint is measured (``toy_tasks.bigram_measure``)
-and measured again under ablations: attention or MLP of a block skipped, a head zeroed, a head's
-attention moved to <s>.
+and measured again under ablations (``toy_tasks.bigram_ablations``): attention or MLP of a block
+skipped, a head zeroed, a head's attention moved to <s>. Theory is in
+``toy_tasks.bigram_backcopy_theory``.
 
 Paper: Guo et al. 2024, "Active-Dormant Attention Heads", arXiv:2410.13835. Defaults are a size
 that trains in half a minute on one core, where they take d_model 256, 256 positions, batches of
@@ -16,7 +17,6 @@ that trains in half a minute on one core, where they take d_model 256, 256 posit
 
 import hashlib
 import json
-import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -26,110 +26,20 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from toy_tasks.bigram_config import BigramBackcopyConfig
 from toy_tasks.bigram_law import BigramLaw, guessing_risk, make_law, read_counts, sample
-from toy_tasks.bigram_measure import (
-    HeldOut,
-    Observed,
-    ablations,
-    ask_ablated,
-    observe,
-    over_rest,
-)
-from toy_tasks.model import (
-    BIASES,
-    KERNELS,
-    ToyModel,
-    ToyModelConfig,
-    describe_model,
-    make_model,
-)
-from toy_tasks.training import (
-    Figures,
-    Progress,
-    TrainingConfig,
-    TrainingError,
-    checkpoint_steps,
-    load_weights,
-    train,
-    weights_of,
-    write_safetensors,
-)
+from toy_tasks.bigram_measure import HeldOut, observe
+from toy_tasks.bigram_record import headline, measure_checkpoints
+from toy_tasks.model import ToyModel, describe_model, make_model
+from toy_tasks.training import Progress, TrainingError, train, weights_of, write_safetensors
 from workbench.registry import toy_task
-from workbench.settings import check_settings, setting
+
+__all__ = ["BigramBackcopyConfig", "BigramBackcopyResult", "make_loss", "train_bigram_backcopy"]
 
 HELD_OUT_SEED = 2**40
 """Far from every training step's seed."""
 DIVERGED = 10.0
 """A loss this many times that of guessing is no learning any more; random weights have 1."""
-
-
-@dataclass(frozen=True)
-class BigramBackcopyConfig:
-    """A run; see the module's docstring for the paper's sizes."""
-
-    n_layers: int = setting(1, "blocks (paper: 1 and 3)", low=1, high=12)
-    n_heads: int = setting(1, "heads of a block", low=1)
-    d_model: int = setting(64, "width of the residual stream", low=2)
-    n_pos: int = setting(64, "tokens that the model reads, <s> included", low=4)
-    batch_size: int = setting(32, "sequences of one step", low=1)
-    lr: float = setting(3e-3, "learning rate, without warm-up or decay", low=0.0, exclusive=True)
-    steps: int = setting(700, "updates", low=1)
-    seed: int = setting(0, "of weights, batches and held-out sequences", low=0)
-    attention: str = setting("softmax", "kernel of the attention", choices=tuple(KERNELS))
-    row_sum: float = setting(1.0, "sum of a row of softmax-scale", low=0.0, exclusive=True)
-    bias: str = setting("none", "what a head can attend to besides tokens", choices=BIASES)
-    norm: str = setting("pre", "where the norms stand", choices=("pre", "post"))
-    positions: str = setting(
-        "learned", "how positions enter", choices=("learned", "rotary", "none")
-    )
-    mlp: bool = setting(True, "an MLP of four times the width in every block")
-    optimizer: str = setting("adamw", "method of descent", choices=("adamw", "adam", "sgd"))
-    momentum: float = setting(0.9, "beta1, or the momentum of sgd", low=0.0, high=1.0)
-    weight_decay: float = setting(1e-4, "pull to zero of matrices", low=0.0)
-    triggers: int | str = setting(
-        3, "how many of the most frequent characters are triggers, or the characters themselves"
-    )
-    text: str | None = setting(None, "a text file whose characters are imitated; none: the paper's")
-    n_held_out: int = setting(64, "held-out sequences that are measured", low=1)
-    checkpoints_per_doubling: float = setting(
-        2.0, "checkpoints kept while the step doubles", low=0.0, exclusive=True
-    )
-    device: str = setting("cpu", "where it trains", choices=("cpu", "cuda"))
-
-    def __post_init__(self) -> None:
-        check_settings(self)
-
-    def model(self, d_vocab: int) -> ToyModelConfig:
-        """The model's part."""
-        return ToyModelConfig(
-            d_vocab=d_vocab,
-            n_ctx=self.n_pos,
-            n_layers=self.n_layers,
-            n_heads=self.n_heads,
-            d_model=self.d_model,
-            d_mlp=4 * self.d_model if self.mlp else 0,
-            norm=self.norm,
-            positions=self.positions,
-            attention=self.attention,
-            row_sum=self.row_sum,
-            bias=self.bias,
-        )
-
-    def training(self) -> TrainingConfig:
-        """The training loop's part: a constant learning rate, and no clipping, as in the paper."""
-        return TrainingConfig(
-            n_steps=self.steps,
-            lr=self.lr,
-            warmup_steps=0,
-            decay_share=0.0,
-            optimizer=self.optimizer,
-            beta1=self.momentum,
-            weight_decay=self.weight_decay,
-            grad_clip=1e12,
-            seed=self.seed,
-            checkpoints_per_doubling=self.checkpoints_per_doubling,
-            report_every=50,
-        )
 
 
 @dataclass(frozen=True)
@@ -145,6 +55,9 @@ class BigramBackcopyResult:
     value_norm_bos: Float[Tensor, " checkpoint"]
     """After W_O; mean over layers and heads."""
     value_norm_rest: Float[Tensor, " checkpoint"]
+    value_norm_stationary: Float[Tensor, " checkpoint"]
+    """What theory lets ``value_norm_bos`` come to: the norm that cancels what the other tokens add
+    on average. NaN without a sink."""
     resid_norm_bos: Float[Tensor, " checkpoint"]
     """At the depth where <s> stands out most at the end of training."""
     resid_norm_rest: Float[Tensor, " checkpoint"]
@@ -155,7 +68,8 @@ class BigramBackcopyResult:
     backcopy_risk_ablated: Float[Tensor, "ablation checkpoint"]
     bigram_risk_ablated: Float[Tensor, "ablation checkpoint"]
     resid_peak_ablated: Float[Tensor, "ablation checkpoint"]
-    """Residual norm of <s> over that of the rest, at the same depth."""
+    """Residual norm of <s> over that of the rest, after the block behind which it is largest at the
+    end of training (``resid_norm_*`` may be largest before all blocks)."""
     sink_attention_by_head: Float[Tensor, "checkpoint layer head"]
     sink_logit_gap_by_head: Float[Tensor, "checkpoint layer head"]
     sink_logit_gap_by_token: Float[Tensor, "checkpoint d_vocab"]
@@ -168,6 +82,9 @@ class BigramBackcopyResult:
     """Attention to a learned key; 0 without one."""
     resid_norm_bos_by_depth: Float[Tensor, "checkpoint depth"]
     resid_norm_rest_by_depth: Float[Tensor, "checkpoint depth"]
+    pattern: Float[Tensor, "snapshot layer head q_pos k_pos"]
+    """Attention in the first held-out sequence, its first 64 positions, at a few checkpoints."""
+    pattern_step: Int[Tensor, " snapshot"]
     sample_tokens: Int[Tensor, "row longer"]
     """The held-out sequences."""
     triggers: Int[Tensor, " trigger"]
@@ -175,12 +92,27 @@ class BigramBackcopyResult:
     transition: Float[Tensor, "d_vocab next_token"]
     """The row of <s> is the law of the first character."""
     labels: dict[str, tuple[str, ...]]
+    backcopy_risk_circuit: Float[Tensor, " circuit"] | None = None
+    """At the end of training, of models with three blocks or more, as all of ``_circuit``."""
+    bigram_risk_circuit: Float[Tensor, " circuit"] | None = None
+    sink_logit_gap_circuit: Float[Tensor, " circuit"] | None = None
+    """Of block 1."""
+    value_norm_bos_circuit: Float[Tensor, " circuit"] | None = None
+    """Of block 1."""
+    resid_norm_excess_circuit: Float[Tensor, " circuit"] | None = None
+    """After block 0: |h| of <s> minus that of the rest."""
     config: BigramBackcopyConfig = field(default_factory=BigramBackcopyConfig)
 
     def without_attention(self, risk: Float[Tensor, "ablation checkpoint"]) -> float:
         """The largest final risk with one block's attention skipped."""
         rows = [name.startswith("no_attention") for name in self.labels["ablation"]]
         return risk[torch.tensor(rows), -1].max().item()
+
+    def peak_maker(self) -> str:
+        """The part (``no_attention:L0``, ...) without which the residual peak falls most."""
+        names = self.labels["ablation"]
+        parts = [index for index, name in enumerate(names) if name.startswith("no_")]
+        return names[parts[int(self.resid_peak_ablated[parts, -1].argmin())]]
 
     def data_hash(self) -> str:
         """Hash of the law and of the held-out sequences, which the settings do not tell whole."""
@@ -227,6 +159,7 @@ class BigramBackcopyResult:
     config=BigramBackcopyConfig,
     result=BigramBackcopyResult,
     paper="arXiv:2410.13835",
+    version=2,
 )
 def train_bigram_backcopy(
     config: BigramBackcopyConfig,
@@ -254,12 +187,21 @@ def train_bigram_backcopy(
         make_loss(law, config),
         config.training(),
         out_dir,
-        measure=lambda trained: _headline(observe(_as_toy(trained), held_out)),
+        measure=lambda trained: headline(observe(_as_toy(trained), held_out)),
         progress=progress,
     )
     write_safetensors(weights_of(model), out_dir / "model.safetensors", {"format": "pt"})
     write_safetensors({"tokens": held_out.tokens}, out_dir / "sample.safetensors", {})
-    return measure_run(config, held_out, sequences, out_dir)
+    arrays, labels = measure_checkpoints(config, held_out, out_dir)
+    return BigramBackcopyResult(
+        **arrays,
+        labels=labels,
+        sample_tokens=sequences,
+        triggers=law.triggers,
+        unigram=law.unigram.float(),
+        transition=law.transition.float(),
+        config=config,
+    )
 
 
 def make_loss(
@@ -318,105 +260,3 @@ def _claim(out_dir: Path, config: BigramBackcopyConfig, law: BigramLaw) -> None:
     fresh = path.with_suffix(".part")
     fresh.write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
     fresh.replace(path)
-
-
-# The record
-
-
-def _headline(found: Observed) -> Figures:
-    """The figures that are noted while it trains."""
-    value, rest = over_rest(found.ov_norm).tolist()
-    peaks = over_rest(found.resid_norm)
-    return {
-        "sink_attention": found.sink_attention.mean().item(),
-        "sink_logit_gap": found.sink_logit_gap.mean().item(),
-        "value_drain": value / rest if rest else math.nan,
-        "resid_peak_ratio": (peaks[0] / peaks[1]).max().item(),
-        "backcopy_risk": found.backcopy_risk,
-        "bigram_risk": found.bigram_risk,
-    }
-
-
-def measure_run(
-    config: BigramBackcopyConfig,
-    held_out: HeldOut,
-    sequences: Int[Tensor, "row longer"],
-    out_dir: Path,
-) -> BigramBackcopyResult:
-    """Measure every checkpoint of a finished run from its weights."""
-    law = held_out.law
-    steps = checkpoint_steps(config.training())
-    model = make_model(config.model(law.d_vocab), config.seed).to(config.device)
-    models = [_checkpoint(model, out_dir, step) for step in reversed(steps)]
-    observed: list[Observed] = []
-    ablated: list[list[tuple[float, float, float]]] = []
-    names = tuple(name for name, _ in ablations(model))
-    depth = 0
-    # From the last to the first: the last decides at which depth residual norms are compared.
-    for load in models:
-        found = observe(load(), held_out)
-        if not observed:
-            depth = _peak_depth(found)
-        observed.insert(0, found)
-        ablated.insert(0, [ask_ablated(model, held_out, tap, depth) for _, tap in ablations(model)])
-    return BigramBackcopyResult(
-        step=torch.tensor(steps),
-        **_series(observed, depth),
-        **_ablated_series(ablated),
-        sample_tokens=sequences,
-        triggers=law.triggers,
-        unigram=law.unigram.float(),
-        transition=law.transition.float(),
-        labels={"ablation": names},
-        config=config,
-    )
-
-
-def _checkpoint(model: ToyModel, out_dir: Path, step: int) -> Callable[[], ToyModel]:
-    def load() -> ToyModel:
-        load_weights(model, out_dir / "checkpoints" / f"step_{step:08d}.safetensors")
-        return model
-
-    return load
-
-
-def _peak_depth(found: Observed) -> int:
-    bos, rest = over_rest(found.resid_norm)
-    return int((bos / rest).argmax())
-
-
-def _series(observed: list[Observed], depth: int) -> dict[str, Tensor]:
-    value = torch.stack([over_rest(found.ov_norm) for found in observed])
-    resid = torch.stack([over_rest(found.resid_norm) for found in observed])
-    sink = torch.stack([found.sink_attention for found in observed])
-    gap = torch.stack([found.sink_logit_gap for found in observed])
-    numbers = (
-        "backcopy_risk",
-        "bigram_risk",
-        "sink_logit_std",
-        "other_logit_std",
-        "bias_attention",
-    )
-    return {
-        "sink_attention": sink.mean(dim=(1, 2)),
-        "sink_logit_gap": gap.mean(dim=(1, 2)),
-        "value_norm_bos": value[:, 0],
-        "value_norm_rest": value[:, 1],
-        "resid_norm_bos": resid[:, 0, depth],
-        "resid_norm_rest": resid[:, 1, depth],
-        "sink_attention_by_head": sink,
-        "sink_logit_gap_by_head": gap,
-        "sink_logit_gap_by_token": torch.stack([found.gap_by_token for found in observed]),
-        "resid_norm_bos_by_depth": resid[:, 0],
-        "resid_norm_rest_by_depth": resid[:, 1],
-        **{name: torch.tensor([getattr(found, name) for found in observed]) for name in numbers},
-    }
-
-
-def _ablated_series(ablated: list[list[tuple[float, float, float]]]) -> dict[str, Tensor]:
-    backcopy, bigram, peak = torch.tensor(ablated).permute(2, 1, 0)
-    return {
-        "backcopy_risk_ablated": backcopy.contiguous(),
-        "bigram_risk_ablated": bigram.contiguous(),
-        "resid_peak_ablated": peak.contiguous(),
-    }

@@ -1,4 +1,4 @@
-"""What is measured on a Bigram-Backcopy model: sinks, norms, risks, and risks under ablation.
+"""What is measured on a Bigram-Backcopy model: sinks, norms and risks.
 
 With A the attention, S the scores before the kernel, positions counted from 0, and queries taken
 at characters that are no triggers, from position 2 on (at 0 and 1 there is nothing to compare):
@@ -6,13 +6,15 @@ at characters that are no triggers, from position 2 on (at 0 and 1 there is noth
 * sink attention: mean of A[n, 0];
 * sink logit gap: mean of S[n, 0] - mean over 1 <= j < n of S[n, j];
 * value norm: |W_O W_V LN(h)| of <s>, and its mean over all other positions;
+* stationary value norm: |mean of sum over j >= 1 of A[n, j] W_O W_V LN(h_j)| over the mean of A[n, 0],
+  which is what theory lets the value norm of <s> come to (``toy_tasks.bigram_backcopy_theory``: the
+  head then adds nothing on average; a constant over the vocabulary is not taken off here);
 * residual norm: |h| of <s>, and its mean over all other positions;
 * excess risks after triggers (backcopy) and elsewhere (bigram), against the exact oracle.
 
 Paper: Guo et al. 2024, arXiv:2410.13835. Their averages contain positions 0 (where A is 1) and 1.
 """
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -20,8 +22,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from toy_tasks.bigram_law import BigramLaw, excess_risk, oracle, split_risk
-from toy_tasks.model import NORMALISED, WHOLE_PATTERN, Tap, ToyModel, leave, n_learned_keys
+from toy_tasks.model import NORMALISED, Tap, ToyModel, leave, n_learned_keys
 from workbench.models.base import Site
+
+MIN_SINK = 0.01
+"""Below it a head has no sink whose value could come to rest."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,12 +65,21 @@ class Observed:
     """Over judged queries and keys 1 <= j < n, of their scores."""
     bias_attention: float
     """Mean attention to a learned key; 0 without one."""
-    ov_norm: Float[Tensor, " pos"]
-    """Mean over rows, layers and heads."""
+    ov_norm_by_layer: Float[Tensor, "layer pos"]
+    """Mean over rows and heads."""
+    stationary_norm: Float[Tensor, "layer head"]
+    """NaN where less than ``MIN_SINK`` of the attention goes to <s>."""
     resid_norm: Float[Tensor, "depth pos"]
     """Mean over rows; at the entry, then after each block."""
     backcopy_risk: float
     bigram_risk: float
+    pattern: Float[Tensor, "layer head q_pos k_pos"]
+    """Of the first row."""
+
+    @property
+    def ov_norm(self) -> Float[Tensor, " pos"]:
+        """Mean over rows, layers and heads."""
+        return self.ov_norm_by_layer.mean(dim=0)
 
 
 # Mathematics
@@ -111,6 +125,28 @@ def logit_spread(
     return chosen[..., 0].std().item(), chosen[mask].std().item()
 
 
+def ov_norm(
+    v: Float[Tensor, "row pos head d_head"], w_o: Float[Tensor, "head d_head d_model"]
+) -> Float[Tensor, " pos"]:
+    """Norm of the values after W_O, mean over rows and heads."""
+    # From Gram matrices: never rows x pos x heads x d_model.
+    squared = torch.einsum("bphd,hde,bphe->bph", v, w_o @ w_o.transpose(1, 2), v)
+    return squared.clamp(min=0).sqrt().mean(dim=(0, 2))
+
+
+def stationary_norm(
+    pattern: Float[Tensor, "row head q_pos k_pos"],
+    v: Float[Tensor, "row k_pos head d_head"],
+    w_o: Float[Tensor, "head d_head d_model"],
+    where: Bool[Tensor, "row q_pos"],
+) -> Float[Tensor, " head"]:
+    """Norm that the value of <s> must have to cancel what the other tokens add on average."""
+    rest = torch.einsum("bhqk,bkhd->bqhd", pattern[..., 1:], v[:, 1:])[where].mean(dim=0)
+    sink = mean_at(pattern[..., 0], where)
+    needed = torch.einsum("hd,hde->he", rest, w_o).norm(dim=-1) / sink
+    return torch.where(sink >= MIN_SINK, needed, torch.nan)
+
+
 # One forward pass
 
 
@@ -123,44 +159,42 @@ def ask(model: ToyModel, held_out: HeldOut, tap: Tap = leave) -> tuple[float, fl
     return split_risk(risk, held_out.law, held_out.tokens)
 
 
-def observe(model: ToyModel, held_out: HeldOut) -> Observed:
-    """Measure one model."""
+def observe(model: ToyModel, held_out: HeldOut, tap: Tap = leave) -> Observed:
+    """Measure one model, under a tap."""
     seen: dict[Site, Tensor] = {}
 
     def keep(site: Site, x: Tensor) -> Tensor:
+        changed = tap(site, x)
         if site.name in ("attn_scores", "pattern", "v", "resid_pre", "resid_post"):
-            seen[site] = x.float().cpu()
-        return x
+            seen[site] = changed.float().cpu()
+        return changed
 
     backcopy, bigram = ask(model, held_out, keep)
     layers, where = range(model.config.n_layers), held_out.judged()
-    gaps = [logit_gap(seen[Site("attn_scores", layer)]) for layer in layers]
-    patterns = [seen[Site("pattern", layer)] for layer in layers]
-    ov = [_ov_norm(model, layer, seen[Site("v", layer)]) for layer in layers]
-    spreads = [logit_spread(seen[Site("attn_scores", layer)], where) for layer in layers]
+    scores, patterns, values = (
+        [seen[Site(name, layer)] for layer in layers] for name in ("attn_scores", "pattern", "v")
+    )
+    gaps = [logit_gap(of_layer) for of_layer in scores]
+    spreads = [logit_spread(of_layer, where) for of_layer in scores]
     sink_std, other_std = torch.tensor(spreads).mean(dim=0).tolist()
     by_token = torch.stack(gaps).mean(dim=(0, 2))
+    w_o = [weight_by_head(model, "W_O", layer) for layer in layers]
     return Observed(
-        torch.stack([mean_at(pattern[..., 0], where) for pattern in patterns]),
-        torch.stack([mean_at(gap, where) for gap in gaps]),
-        mean_by_token(by_token, held_out.tokens, where, held_out.law.d_vocab),
-        sink_std,
-        other_std,
-        _bias_attention(model, patterns, where),
-        torch.stack(ov).mean(dim=0),
-        _resid_norms(seen, len(layers)),
-        backcopy,
-        bigram,
+        sink_attention=torch.stack([mean_at(pattern[..., 0], where) for pattern in patterns]),
+        sink_logit_gap=torch.stack([mean_at(gap, where) for gap in gaps]),
+        gap_by_token=mean_by_token(by_token, held_out.tokens, where, held_out.law.d_vocab),
+        sink_logit_std=sink_std,
+        other_logit_std=other_std,
+        bias_attention=_bias_attention(model, patterns, where),
+        ov_norm_by_layer=torch.stack(list(map(ov_norm, values, w_o))),
+        stationary_norm=torch.stack(
+            [stationary_norm(*parts, where) for parts in zip(patterns, values, w_o, strict=True)]
+        ),
+        resid_norm=_resid_norms(seen, len(layers)),
+        backcopy_risk=backcopy,
+        bigram_risk=bigram,
+        pattern=torch.stack([pattern[0] for pattern in patterns]),
     )
-
-
-def _ov_norm(
-    model: ToyModel, layer: int, v: Float[Tensor, "row pos head d_head"]
-) -> Float[Tensor, " pos"]:
-    w_o = weight_by_head(model, "W_O", layer)
-    # From Gram matrices: never rows x pos x heads x d_model.
-    squared = torch.einsum("bphd,hde,bphe->bph", v, w_o @ w_o.transpose(1, 2), v)
-    return squared.clamp(min=0).sqrt().mean(dim=(0, 2))
 
 
 def weight_by_head(model: ToyModel, name: str, layer: int) -> Float[Tensor, "head a b"]:
@@ -187,68 +221,3 @@ def _resid_norms(seen: dict[Site, Tensor], n_layers: int) -> Float[Tensor, "dept
 def over_rest(norm: Float[Tensor, "*depth pos"]) -> Float[Tensor, "*two_and_more"]:
     """The norm at position 0 and its mean over the other positions."""
     return torch.stack([norm[..., 0], norm[..., 1:].mean(dim=-1)])
-
-
-# Ablations
-
-
-def ablations(model: ToyModel) -> Iterator[tuple[str, Tap]]:
-    """Every ablation of the model, by the name that results give it."""
-    for layer in range(model.config.n_layers):
-        yield f"no_attention:L{layer}", _skip(Site("attn_out", layer))
-    if model.config.d_mlp:
-        for layer in range(model.config.n_layers):
-            yield f"no_mlp:L{layer}", _skip(Site("mlp_out", layer))
-    for kind, make in (("zero_head", _zero_head), ("head_to_bos", _head_to_bos)):
-        for layer in range(model.config.n_layers):
-            for head in range(model.config.n_heads):
-                yield f"{kind}:L{layer}H{head}", make(model, layer, head)
-
-
-def _skip(skipped: Site) -> Tap:
-    return lambda site, x: torch.zeros_like(x) if site == skipped else x
-
-
-def _zero_head(model: ToyModel, layer: int, head: int) -> Tap:
-    def change(x: Tensor) -> Tensor:
-        kept = x.clone()
-        kept[:, :, head] = 0.0
-        return kept
-
-    return _at(Site("z", layer), change)
-
-
-def _head_to_bos(model: ToyModel, layer: int, head: int) -> Tap:
-    """All attention of the head to <s>; a learned token before it keeps its own row."""
-    column = n_learned_keys(model.config)
-    first_row = int(model.config.bias == "sink-token")
-
-    def change(x: Tensor) -> Tensor:
-        moved = x.clone()
-        moved[:, head, first_row:] = 0.0
-        moved[:, head, first_row:, column] = 1.0
-        return moved
-
-    return _at(Site(WHOLE_PATTERN, layer), change)
-
-
-def _at(changed: Site, change: Callable[[Tensor], Tensor]) -> Tap:
-    return lambda site, x: change(x) if site == changed else x
-
-
-def ask_ablated(
-    model: ToyModel, held_out: HeldOut, tap: Tap, depth: int
-) -> tuple[float, float, float]:
-    """Backcopy risk, bigram risk and residual peak (|h| of <s> over the rest) at a depth."""
-    watched = Site("resid_post", depth - 1) if depth else Site("resid_pre", 0)
-    peak = torch.nan
-
-    def both(site: Site, x: Tensor) -> Tensor:
-        nonlocal peak
-        changed = tap(site, x)
-        if site == watched:
-            bos, rest = over_rest(changed.norm(dim=-1).mean(dim=0))
-            peak = (bos / rest).item()
-        return changed
-
-    return (*ask(model, held_out, both), peak)

@@ -4,12 +4,11 @@ import pytest
 import torch
 
 from tests.toy_tasks.test_model import build
+from toy_tasks.bigram_ablations import ablations, ask_ablated
 from toy_tasks.bigram_law import count_characters, make_law, sample
 from toy_tasks.bigram_measure import (
     HeldOut,
-    ablations,
     ask,
-    ask_ablated,
     logit_gap,
     logit_spread,
     mean_at,
