@@ -184,7 +184,7 @@ def measure_information_flow(
     vectors = whole.pop("vectors", None)
     if vectors is not None:
         whole["predicted_redundant"] = _classify(vectors, whole, config.classifier_folds)
-    labels = {"keep_set": KEEP_SETS, "column": COLUMNS}
+    labels: dict[str, tuple[str, ...]] = {"keep_set": KEEP_SETS, "column": COLUMNS}
     return InformationFlowResult(**whole, config=config, labels=labels)
 
 

@@ -57,7 +57,7 @@ def conditional(before: Bool[Tensor, " item"], after: Bool[Tensor, " item"]) -> 
     return found
 
 
-def relative_reduction(before: float, after: float) -> float:
+def relative_reduction(before: int | float, after: int | float) -> float:
     """1 - after / before: the share of errors (or leaks) that is gone.
 
     Raises:

@@ -197,6 +197,7 @@ def figure_leakage(result: InformationFlowResult) -> go.Figure:
 
 def figure_flow_by_layer(result: InformationFlowResult) -> go.Figure:
     """Where flow enters: mean over prompts, with the standard error."""
+    assert result.flow_by_layer is not None
     values = result.flow_by_layer[pair_mask(result.exists()).any(dim=(1, 2))]
     layers = np.arange(values.shape[1])
     spread = values.std(dim=0, correction=1) / len(values) ** 0.5 if len(values) > 1 else None
@@ -224,6 +225,7 @@ def figure_flow_by_layer(result: InformationFlowResult) -> go.Figure:
 def figure_direct(result: InformationFlowResult) -> go.Figure:
     """Flow along direct attention against the whole flow."""
     pairs = pair_mask(result.exists())
+    assert result.flow_direct is not None
     whole, direct = result.flow[pairs].numpy(), result.flow_direct[pairs].numpy()
     top = float(max(whole.max(), direct.max(), 1e-6)) * 1.05
     figure = go.Figure()

@@ -22,6 +22,8 @@ def figure_routes(result: InformationFlowResult, prompt: int = 0) -> go.Figure:
         result: What the probe found, with ``routes``.
         prompt: Which one.
     """
+    assert result.route_edges is not None
+    assert result.route_importance is not None
     mine = result.route_edges[:, 0] == prompt
     edges, share = result.route_edges[mine, 1:], result.route_importance[mine]
     figure = go.Figure([*_lines(edges, share), _heads(edges, share)])
