@@ -127,7 +127,9 @@ def snap_step(
 # Training
 
 
-@toy_task("scan-snap", config=ScanSnapConfig, result=ScanSnapResult, paper="arXiv:2305.16380")
+@toy_task(
+    "scan-snap", config=ScanSnapConfig, result=ScanSnapResult, paper="arXiv:2305.16380", version=2
+)
 def train_scan_snap(
     config: ScanSnapConfig, out_dir: Path, progress: Callable[[Progress], None] | None = None
 ) -> ScanSnapResult:

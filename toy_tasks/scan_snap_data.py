@@ -19,6 +19,7 @@ Paper: Tian et al. 2023, "Scan and Snap", arXiv:2305.16380.
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -160,9 +161,7 @@ def draw_batch(law: ClassLaw, size: tuple[int, int], generators: list[torch.Gene
     """
     rows = []
     for generator in generators:
-        classes, drawn = _draw(law, size, generator)
-        counts = torch.zeros(size[0], law.prob.shape[1], dtype=law.prob.dtype)
-        counts.scatter_add_(1, drawn, torch.ones(drawn.shape, dtype=law.prob.dtype))
+        classes, counts = _draw(law, size, generator)
         rows.append(Batch(counts, law.query[classes], law.next_token[classes]))
     return Batch(*(torch.stack(parts) for parts in zip(*rows, strict=True)))
 
@@ -174,15 +173,32 @@ def draw_sequences(
 
     From a generator of the same seed, they are those that ``draw_batch`` counts.
     """
-    classes, drawn = _draw(law, size, generator)
+    classes, counts = _draw(law, size, generator)
+    ids = torch.arange(counts.shape[1]).expand_as(counts).flatten()
+    in_order = ids.repeat_interleave(counts.flatten().long()).view(size)
+    order = torch.rand(size, generator=generator).argsort(dim=1)
     first_query = int(law.next_token[0]) - int(law.query[-1]) - 1
     query = first_query + law.query[classes]
-    return torch.cat([drawn, query[:, None]], dim=1), law.next_token[classes]
+    return torch.cat([in_order.gather(1, order), query[:, None]], dim=1), law.next_token[classes]
 
 
 def _draw(
     law: ClassLaw, size: tuple[int, int], generator: torch.Generator
-) -> tuple[Int[Tensor, " batch"], Int[Tensor, "batch drawn"]]:
-    """Classes, and contextual tokens of each sequence."""
-    classes = torch.randint(len(law.prob), (size[0],), generator=generator)
-    return classes, law.prob[classes].multinomial(size[1], replacement=True, generator=generator)
+) -> tuple[Int[Tensor, " batch"], Float[Tensor, "batch token"]]:
+    """Classes, and the counts of each sequence's contextual tokens.
+
+    Counts are drawn as such, a multinomial for all sequences of a class: a binomial number a token
+    of the class costs less than a draw a position.
+    """
+    batch_size, n_drawn = size
+    classes = torch.randint(len(law.prob), (batch_size,), generator=generator)
+    seed = torch.randint(2**62, (1,), generator=generator).item()
+    numbers = np.random.default_rng(int(seed))
+    counts = np.zeros((batch_size, law.prob.shape[1]))
+    prob, row_class = law.prob.numpy(), classes.numpy()
+    for row, of_class in enumerate(prob):
+        mine = np.flatnonzero(row_class == row)
+        possible = np.flatnonzero(of_class)
+        drawn = numbers.multinomial(n_drawn, of_class[possible], size=len(mine))
+        counts[mine[:, None], possible] = drawn
+    return classes, torch.from_numpy(counts)

@@ -84,7 +84,7 @@ class ScanSnapModel(nn.Module):
         return Output(tap(Site("ln_final"), self.ln_final(a)) @ self.Y)
 
     def ln_final(self, a: Float[Tensor, "*batch token"]) -> Float[Tensor, "*batch token"]:
-        """f. Where nothing was seen a is 0; there f is 0 too, and every token as likely."""
+        """Normalise to f. Where nothing was seen a is 0; there f is 0 too, and every token as likely."""
         return a / a.norm(dim=-1, keepdim=True).clamp(min=torch.finfo(a.dtype).tiny)
 
     def _attend(self, x: Tensor, attention_mask: Tensor | None, tap: Tap) -> Tensor:

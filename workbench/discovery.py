@@ -34,6 +34,7 @@ def _probe_modules() -> dict[str, str]:
 TOY_TASKS = {
     "bigram-backcopy": "toy_tasks.bigram_backcopy",
     "scan-snap": "toy_tasks.scan_snap",
+    "scan-snap-sweep": "toy_tasks.scan_snap_panels",
 }
 """Module by toy task; the package holds other modules too."""
 

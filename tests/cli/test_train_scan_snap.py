@@ -1,6 +1,7 @@
 """``workbench train scan-snap``: a record in the store, a model in the folder, errors in a line."""
 
 import json
+import re
 
 import pytest
 
@@ -69,5 +70,18 @@ def test_rates_that_diverge_are_reported_with_the_step(command, tmp_path):
     )
     assert failed.code == 1
     assert failed.out == ""
-    assert "at step 3" in failed.err.splitlines()[-1]
+    assert re.search(r"at step \d+ it is", failed.err.splitlines()[-1])
     assert (tmp_path / "out" / "metrics.jsonl").is_file()
+
+
+def test_a_sweep_is_stored_and_drawn(command, store_path, tmp_path):
+    words = ("n_queries=1,2", "lr_z=0.5,3", "lr_ratio=1,10", "n_seeds=2", "steps=8", "n_pos=16")
+    given = [word for setting in words for word in ("--set", setting)]
+    done = command("train", "scan-snap-sweep", *given, "-o", tmp_path / "out", "--json")
+    assert done.code == 0
+    result = wb.Store(store_path).get(done.json["key"])
+    assert result.entropy.shape == (2, 2, 2, 2)
+    assert done.json["metrics"]["n_runs"] == 16
+    assert set(result.figures()) == {"entropy", "common_mass"}
+    failed = command("train", "scan-snap-sweep", "--set", "n_seeds=0", "-o", tmp_path / "bad")
+    assert failed.failed_with("n_seeds must be between 1 and 1000")

@@ -55,6 +55,15 @@ def test_batches_follow_the_law():
         assert ((share - law.prob[row]).abs() <= 5 * error).all()
 
 
+def test_counts_spread_as_draws_with_replacement_do():
+    law = class_law(ScanSnapConfig(n_queries=1, n_common=1, n_distinct=2))  # 1, 0.1, 1 over 2.1
+    batch = draw_batch(law, (40_000, 10), [torch.Generator().manual_seed(3)])
+    found = batch.counts[0, :, :3].T.cov()
+    prob = law.prob[0, :3]
+    wanted = 10 * (prob.diag() - prob[:, None] * prob)
+    torch.testing.assert_close(found, wanted, atol=0.05, rtol=0.03)
+
+
 def test_a_run_draws_the_same_beside_others():
     law = class_law(ScanSnapConfig())
     seeds = [torch.Generator().manual_seed(seed) for seed in (5, 6)]

@@ -7,8 +7,7 @@ import torch
 
 from toy_tasks.scan_snap import train_scan_snap
 from toy_tasks.scan_snap_data import SYN_MEDIUM, ScanSnapConfig
-from toy_tasks.scan_snap_sweep import sweep_scan_snap
-from toy_tasks.training import TrainingError
+from toy_tasks.scan_snap_sweep import standard_error, sweep_scan_snap
 from workbench.errors import ConfigError
 
 
@@ -92,6 +91,19 @@ def test_an_empty_or_impossible_panel_is_refused():
         sweep_scan_snap(SYN_MEDIUM, (0,), lr_z=(0.0,))
 
 
-def test_a_run_that_diverges_is_named():
-    with pytest.raises(TrainingError, match=r"lr_z=1e\+30, lr_ratio=1\.0 and seed=0"):
-        sweep_scan_snap(ScanSnapConfig(steps=10), (0, 1), lr_z=(1.0, 1e30), lr_ratios=(1.0,))
+def test_a_run_that_diverges_is_marked_and_stops_no_other():
+    config = ScanSnapConfig(steps=60)
+    panel = sweep_scan_snap(config, (0, 1), lr_z=(1.0, 1e30), lr_ratios=(1.0,))
+    alone = sweep_scan_snap(config, (0, 1), lr_z=(1.0,), lr_ratios=(1.0,))
+    assert torch.equal(panel.entropy[0], alone.entropy[0])
+    assert panel.diverged_at[0].tolist() == [[-1, -1]]
+    wild = panel.diverged_at[1, 0] > 0
+    assert wild.any()
+    assert torch.equal(panel.entropy[1, 0].isnan(), wild)
+    assert torch.equal(panel.loss[1, 0].isnan(), wild)
+
+
+def test_the_standard_error_leaves_out_what_diverged():
+    values = torch.tensor([[1.0, 3.0, torch.nan], [2.0, torch.nan, torch.nan], [1.0, 2.0, 3.0]])
+    # Half the distance of two; one alone has none; 1 / sqrt(3).
+    assert standard_error(values).tolist() == pytest.approx([1.0, 0.0, 3**-0.5])

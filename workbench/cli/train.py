@@ -87,7 +87,8 @@ def recorded(
     result = Result.from_measurement(
         task, measured, key=content_key(identity), provenance=provenance
     )
-    _save_for_transformers(folder)
+    if (folder / "model.safetensors").is_file():  # a sweep keeps no model
+        _save_for_transformers(folder)
     files = {file: folder / file for file in _KEPT}
     present = {file: path for file, path in files.items() if path.is_file()}
     Store(store).publish(result, files=present)
@@ -131,6 +132,10 @@ TOYS = {
     "scan-snap": Toy(
         "one attention layer on classes of common and distinct tokens; its record goes to the store",
         partial(recorded, "scan-snap"),
+    ),
+    "scan-snap-sweep": Toy(
+        "panels of scan-snap runs over learning rates and seeds, each panel as one batch",
+        partial(recorded, "scan-snap-sweep"),
     ),
 }
 """What can be trained, by name."""

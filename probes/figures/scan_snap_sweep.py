@@ -1,0 +1,106 @@
+"""Figures of the scan-snap sweep: how sparse attention ended, by learning rates."""
+
+import numpy as np
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from probes.figures.theme import SEQUENTIAL, titled
+from toy_tasks.scan_snap_panels import ScanSnapSweepResult
+
+
+def figures(result: ScanSnapSweepResult) -> dict[str, go.Figure]:
+    """The panels of entropies, and those of attention on common tokens."""
+    return {
+        "entropy": figure_panels(
+            result,
+            result.mean_entropy().numpy(),
+            result.entropy_error().numpy(),
+            name="entropy (nats)",
+            title="A slow decoder lets attention grow sparser",
+            meaning="entropy of attention among distinct tokens at the end, mean over classes and "
+            "seeds; dark: sparse",
+        ),
+        "common_mass": figure_panels(
+            result,
+            result.common_mass.nanmean(dim=-1).numpy(),
+            None,
+            name="on common tokens (share)",
+            title="How much attention is left on common tokens",
+            meaning="share of attention on common tokens at the end, mean over classes and seeds",
+        ),
+    }
+
+
+def finding(result: ScanSnapSweepResult) -> str:
+    """What the panels say, in one sentence."""
+    found = result.metrics()
+    lost = f"; {found['n_diverged']:.0f} diverged" if found["n_diverged"] else ""
+    return (
+        f"entropy among distinct tokens ends between {found['entropy_min']:.3f} and "
+        f"{found['entropy_max']:.3f} nats; it falls with lr_z in {found['falls_with_lr_z']:.0%} of "
+        f"the steps and rises with lr_ratio from 2 on in {found['rises_with_lr_ratio']:.0%} "
+        f"({found['n_runs']:.0f} runs{lost})."
+    )
+
+
+def figure_panels(
+    result: ScanSnapSweepResult,
+    values: np.ndarray,
+    errors: np.ndarray | None,
+    *,
+    name: str,
+    title: str,
+    meaning: str,
+) -> go.Figure:
+    """One heat map a number of queries: ratios across, rates of Z upwards, on one colour scale.
+
+    Args:
+        result: The sweep.
+        values: ``[panel lr_z lr_ratio]``.
+        errors: Of the values; None: not shown.
+        name: Of the values, with their unit.
+        title: What they say.
+        meaning: What they are.
+    """
+    config = result.config
+    headings = [f"{n} {'query' if n == 1 else 'queries'}" for n in config.n_queries]
+    figure = make_subplots(1, len(headings), subplot_titles=headings, horizontal_spacing=0.04)
+    figure.update_annotations(font_size=14)
+    finite = values[np.isfinite(values)]
+    for column, panel in enumerate(values, start=1):
+        error = np.zeros_like(panel) if errors is None else errors[column - 1]
+        figure.add_heatmap(
+            x=[f"{ratio:g}" for ratio in config.lr_ratio],
+            y=[f"{rate:g}" for rate in config.lr_z],
+            z=panel,
+            customdata=error,
+            zmin=float(finite.min()) if finite.size else 0.0,
+            zmax=float(finite.max()) if finite.size else 1.0,
+            colorscale=SEQUENTIAL,
+            reversescale=True,
+            showscale=column == len(headings),
+            colorbar={
+                "title": {"text": name, "side": "right", "font_size": 13},
+                "thickness": 14,
+                "outlinewidth": 0,
+            },
+            texttemplate="%{z:.2f}",
+            hoverongaps=False,
+            hovertemplate="eta_Z %{y}, eta_Y/eta_Z %{x}: %{z:.3f}"
+            + (" +- %{customdata:.3f}" if errors is not None else "")
+            + "<extra></extra>",
+            row=1,
+            col=column,
+        )
+        figure.update_xaxes(title="eta_Y / eta_Z (ratio)", type="category", row=1, col=column)
+        heading = "eta_Z (rate)" if column == 1 else None
+        figure.update_yaxes(
+            title=heading, type="category", showticklabels=column == 1, row=1, col=column
+        )
+    figure.update_xaxes(showgrid=False)
+    figure.update_yaxes(showgrid=False)
+    n_text = (
+        f"n = {config.n_seeds} runs a cell (seeds {config.seeds[0]} to {config.seeds[-1]}) of "
+        f"{config.steps} steps of {config.batch_size} sequences of {config.n_pos} tokens"
+    )
+    return titled(figure.update_layout(height=430), title, meaning, n_text)
