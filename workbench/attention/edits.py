@@ -41,32 +41,57 @@ class AttentionCall:
             self.inputs.key.shape[0], dtype=torch.long, device=self.inputs.key.device
         )
 
-    def first_key_weight(self) -> Float[Tensor, "batch head q_pos"]:
-        """Attention of every query to its prompt's first key, exact: exp(score - log_sum)."""
-        inputs = self.inputs
-        index = self.first_key_index().clamp(min=0)
-        rows = torch.arange(index.shape[0], device=index.device)
-        key = inputs.key[rows, :, index].float().repeat_interleave(inputs.n_groups, dim=1)
-        score = torch.einsum("bhqd,bhd->bhq", inputs.query.float(), key) * inputs.scaling
-        if inputs.softcap is not None:
-            score = torch.tanh(score / inputs.softcap) * inputs.softcap
-        # Hidden keys are dropped by where, not by a product: their score may overflow exp.
-        hidden = self._sees_first(index) == 0
-        return torch.exp((score - self.log_sum).masked_fill(hidden, -torch.inf))
+    def columns(self, positions: Sequence[int]) -> Int[Tensor, "batch n"]:
+        """Where the keys of some positions of every prompt are; outside the keys if not there."""
+        first = self.first_key_index()
+        return first[:, None] + torch.tensor(positions, device=first.device)
 
-    def _sees_first(self, index: Tensor) -> Float[Tensor, "#batch #head q_pos"]:
-        """1 where the query may see its prompt's first key (not behind a sliding window)."""
-        seen = self.inputs.visible()
-        seen = seen.expand(index.shape[0], *seen.shape[1:])
-        picked = seen.gather(-1, index[:, None, None, None].expand(*seen.shape[:3], 1))
-        cached = self.first_key_index() >= 0
-        return (picked[..., 0] & cached[:, None, None]).float()
+    def scores(
+        self, columns: Int[Tensor, "batch n"], factor: float | int = 1
+    ) -> Float[Tensor, "batch head q_pos n"]:
+        """Scores of every query on some keys times ``factor``, capped; -inf where hidden."""
+        return key_scores(self.inputs, columns, factor)
 
-    def first_value(self) -> Float[Tensor, "batch head d_value"]:
-        """Value of every prompt's first key, repeated for the query heads of its group."""
-        index = self.first_key_index().clamp(min=0)
-        rows = torch.arange(index.shape[0], device=index.device)
-        return self.inputs.value[rows, :, index].repeat_interleave(self.inputs.n_groups, dim=1)
+    def weights(self, columns: Int[Tensor, "batch n"]) -> Float[Tensor, "batch head q_pos n"]:
+        """Attention of every query to some keys, exact: exp(score - log_sum)."""
+        return torch.exp(self.scores(columns) - self.log_sum[..., None])
+
+    def values(self, columns: Int[Tensor, "batch n"]) -> Float[Tensor, "batch head n d_value"]:
+        """Values of some keys, repeated for the query heads of each group."""
+        return _picked(self.inputs.value, columns, self.inputs.n_groups)
+
+
+def key_scores(
+    inputs: AttentionInputs, columns: Int[Tensor, "batch n"], factor: float | int = 1
+) -> Float[Tensor, "batch head q_pos n"]:
+    """Scores on some keys, their raw scores times ``factor`` (as if the keys were), before softmax.
+
+    Scaled and capped; -inf where a query must not see the key and where there is no such key.
+    """
+    key = _picked(inputs.key, columns, inputs.n_groups)
+    score = torch.einsum("bhqd,bhnd->bhqn", inputs.query.float(), key) * (inputs.scaling * factor)
+    if inputs.softcap is not None:
+        score = torch.tanh(score / inputs.softcap) * inputs.softcap
+    n_q, n_k = inputs.query.shape[2], inputs.key.shape[2]
+    there = ((columns >= 0) & (columns < n_k))[:, None, None]
+    if inputs.mask is None:
+        row = torch.arange(n_q, device=columns.device)[:, None] + inputs.offset
+        seen = columns[:, None, None] <= row if inputs.causal else there
+    else:
+        mask = inputs.mask.expand(columns.shape[0], -1, -1, -1)
+        index = columns.clamp(0, n_k - 1)[:, None, None].expand(*mask.shape[:3], -1)
+        seen = inputs.visible().expand(columns.shape[0], -1, -1, -1).gather(-1, index)
+        if mask.dtype != torch.bool:
+            score = score + mask.gather(-1, index)
+    # Hidden keys are dropped by where, not by a product: their score may overflow exp.
+    return score.masked_fill(~(seen & there), -torch.inf)
+
+
+def _picked(x: Tensor, columns: Tensor, n_groups: int) -> Float[Tensor, "batch head n d"]:
+    """Keys or values at some columns, float32, one for each query head."""
+    rows = torch.arange(columns.shape[0], device=columns.device)[:, None]
+    picked = x.transpose(1, 2)[rows, columns.clamp(0, x.shape[2] - 1)]
+    return picked.transpose(1, 2).float().repeat_interleave(n_groups, dim=1)
 
 
 @dataclass(frozen=True)
@@ -86,6 +111,9 @@ class TiledCall:
     """Column of each prompt's first real token; below 0: it has left the cache."""
     n_tokens: Int[Tensor, " batch"]
     """Real tokens of each prompt, up to the end of this call."""
+    scores: Callable[[Tensor, float | int], Tensor]
+    """(columns [batch n], factor) -> [batch head q_pos n]: see ``key_scores``; a backend that hands
+    over patterns alone refuses."""
     column_mean: Callable[[], Tensor]
     """Makes ``[batch head k_pos]``: the mean attention that each key receives in this call, after
     the edits before this one."""

@@ -11,13 +11,21 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
-from workbench.attention.edits import ActivationEdit, AttentionCall, AttentionEdit, Edit, TiledCall
+from workbench.attention.edits import (
+    ActivationEdit,
+    AttentionCall,
+    AttentionEdit,
+    Edit,
+    TiledCall,
+    key_scores,
+)
 from workbench.attention.statistics import ColumnMean, WholePattern
 from workbench.attention.streaming import (
     AttentionInputs,
@@ -340,4 +348,5 @@ def _begin(
     n_tokens = n_after - first_key - dropped
     if call.row_valid is not None:
         n_tokens = call.row_valid.sum(dim=1).long()
-    return edit.begin(TiledCall(call.n_before, dropped, first_key, n_tokens, column_mean))
+    scores = partial(key_scores, call.inputs)
+    return edit.begin(TiledCall(call.n_before, dropped, first_key, n_tokens, scores, column_mean))

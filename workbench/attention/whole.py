@@ -10,6 +10,7 @@ from torch import Tensor
 from workbench.attention.edits import AttentionEdit, TiledCall
 from workbench.attention.statistics import ColumnMean
 from workbench.attention.streaming import PatternBlock, PatternShape, PatternStatistic
+from workbench.errors import CapabilityError
 
 ROUNDING = 1e-4
 """A row that sums to less than 1 by more than this, in any precision, has a learned sink."""
@@ -63,7 +64,7 @@ def change_pattern(
     if row_valid is not None:
         # Rows before position 0 are learned tokens, not the prompt's.
         n_tokens = row_valid[:, max(0, -n_before) :].sum(dim=1).long()
-    call = TiledCall(n_before, first_column, first_key, n_tokens, column_mean)
+    call = TiledCall(n_before, first_column, first_key, n_tokens, _no_scores, column_mean)
     change = edit.begin(call)
     block = _whole_block(pattern.float(), row_valid)
     total = block.pattern.sum(dim=-1)
@@ -76,3 +77,10 @@ def change_pattern(
 def _whole_block(pattern: Tensor, row_valid: Tensor | None) -> PatternBlock:
     batches, heads, rows, columns = (slice(0, size) for size in pattern.shape)
     return PatternBlock(pattern, batches, heads, rows, columns, row_valid)
+
+
+def _no_scores(columns: Tensor, factor: float | int) -> Tensor:
+    raise CapabilityError(
+        "an edit of scores needs the keys themselves, which this backend does not hand over with the "
+        "pattern; use --backend hf"
+    )

@@ -13,6 +13,8 @@ from workbench.attention.edits import Intervention
 from workbench.errors import ConfigError, DataError, UnknownNameError
 from workbench.interventions.act import ACT
 from workbench.interventions.base import ZeroHeads
+from workbench.interventions.move_to_first import MoveToFirst
+from workbench.interventions.scale_keys import ScaleKeys
 from workbench.interventions.uniform import UniformAttention
 from workbench.interventions.zerotuning import ZeroTuning
 from workbench.models.base import ModelSpec
@@ -22,6 +24,8 @@ INTERVENTIONS: dict[str, type] = {
     "act": ACT,
     "zerotuning": ZeroTuning,
     "zero-heads": ZeroHeads,
+    "move-to-first": MoveToFirst,
+    "scale-keys": ScaleKeys,
     "uniform-attention": UniformAttention,
 }
 """Those that a file can hold, by name."""
@@ -80,5 +84,7 @@ def _from_dict(content: Mapping[str, Any], spec: ModelSpec) -> Intervention:
     settings = {key: value for key, value in content.items() if key not in _ABOUT}
     if settings.get("heads") is not None:
         settings["heads"] = tuple((int(layer), int(head)) for layer, head in settings["heads"])
+    if isinstance(settings.get("positions"), list):
+        settings["positions"] = tuple(settings["positions"])
     intervention: Intervention = make_config(INTERVENTIONS[name], settings, name)
     return intervention

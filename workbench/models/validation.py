@@ -194,7 +194,7 @@ def pattern_edit_is_exact(subject: Subject) -> Measured:
     with subject.model.edit(ZeroTuning(2.0)):
         after = subject.capture(site)[site]
     first = torch.zeros(before.shape[0], dtype=torch.long)
-    wanted = scale_first_column(before, first, 2.0)
+    wanted = scale_first_column(before, first, torch.tensor(2.0))
     return Measured(difference(after, wanted), subject.bound, "zerotuning, gamma 2, layer 0")
 
 

@@ -1,0 +1,85 @@
+"""Mean ablation: a head's output z is the same at every position and in every prompt.
+
+    z'[h] = mean of z[h] over the tokens of a reference text
+
+Unlike zeroing, it leaves what the head writes everywhere alike.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from workbench.attention.edits import ActivationEdit, Edit
+from workbench.errors import ConfigError
+from workbench.interventions.base import Heads, heads_by_layer
+from workbench.models.base import ModelAdapter, ModelSpec, Site
+
+
+@dataclass(frozen=True, eq=False)
+class MeanHeads:
+    """Set the output z of some heads (before W_O) to fixed vectors, at every position."""
+
+    heads: Heads
+    mean: Float[Tensor, "heads d_head"]
+    """One vector a head, in the order of ``heads``; ``mean_z`` makes them."""
+    name: str = "mean-heads"
+
+    def plan(self, spec: ModelSpec) -> list[Edit]:
+        """One edit a layer.
+
+        Raises:
+            ConfigError: Not one vector a head.
+        """
+        if tuple(self.mean.shape) != (len(self.heads), spec.d_head):
+            raise ConfigError(
+                f"mean must be [heads d_head] = {[len(self.heads), spec.d_head]}; got "
+                f"{list(self.mean.shape)}; give one vector a head"
+            )
+        return [
+            ActivationEdit(Site("z", layer), self._replace(layer, heads))
+            for layer, heads in heads_by_layer(self.heads, spec).items()
+        ]
+
+    def _replace(self, layer: int, heads: list[int]):  # type: ignore[no-untyped-def]
+        rows = torch.stack([self.mean[self.heads.index((layer, head))] for head in heads])
+
+        def change(
+            z: Float[Tensor, "batch pos head d_head"],
+        ) -> Float[Tensor, "batch pos head d_head"]:
+            edited = z.clone()
+            edited[:, :, heads] = rows.to(z)
+            return edited
+
+        return change
+
+
+def mean_z(
+    model: ModelAdapter,
+    batches: Iterable[tuple[Int[Tensor, "batch pos"], Int[Tensor, "batch pos"] | None]],
+    heads: Heads,
+) -> Float[Tensor, "heads d_head"]:
+    """Mean of z over the real tokens of some prompts, one vector a head.
+
+    Args:
+        model: Its z is read as it is now, under whatever edits are active.
+        batches: Tokens and masks, one batch at a time.
+        heads: (layer, head) pairs.
+    """
+    layers = sorted({layer for layer, _ in heads})
+    total = torch.zeros(len(heads), model.spec.d_head, dtype=torch.float64)
+    n_tokens = 0.0
+    for tokens, mask in batches:
+        weight = torch.ones_like(tokens) if mask is None else mask
+
+        def summed(z: Tensor, weight: Tensor = weight) -> Tensor:
+            return torch.einsum("bphd,bp->hd", z.double(), weight.to(z.device).double())
+
+        found = model.capture(tokens, [Site("z", n) for n in layers], summed, attention_mask=mask)
+        total += torch.stack([found[Site("z", layer)][head] for layer, head in heads])
+        n_tokens += float(weight.sum())
+    if not n_tokens:
+        raise ConfigError("a mean needs at least one prompt; got none")
+    return (total / n_tokens).float()
