@@ -1,5 +1,6 @@
 """Figures of the active-dormant probe: which heads work where, and who makes the residual peak."""
 
+from collections.abc import Sequence
 from itertools import combinations
 
 import numpy as np
@@ -7,6 +8,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from probes.active_dormant import ActiveDormantResult
+from probes.figures.active_dormant_emergence import figure_emergence
 from probes.figures.active_dormant_heads import figure_head
 from probes.figures.heatmap import HeadNumbers, layer_head_heatmap
 from probes.figures.lines import line_style
@@ -35,6 +37,13 @@ def figures(result: ActiveDormantResult) -> dict[str, go.Figure]:
     for layer, head in result.example_head.tolist():
         drawn[f"head_{head_name(layer, head)}"] = figure_head(result, layer, head)
     return drawn
+
+
+def figures_over_revisions(
+    results: Sequence[ActiveDormantResult], names: Sequence[str]
+) -> dict[str, go.Figure]:
+    """What several revisions of one model show together."""
+    return {"emergence": figure_emergence(results, names)}
 
 
 def finding(result: ActiveDormantResult) -> str:

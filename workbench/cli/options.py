@@ -20,7 +20,11 @@ Settings = Annotated[
 ]
 Backend = Annotated[str, typer.Option(metavar="B", help="hf, transformer-lens or nnsight.")]
 Revision = Annotated[
-    str | None, typer.Option(metavar="R", help="Branch, tag or commit on the hub.")
+    str | None,
+    typer.Option(
+        metavar="R",
+        help="Branch, tag or commit on the hub, or a toy's step; 'run' takes several: A,B,C.",
+    ),
 ]
 Dtype = Annotated[
     str, typer.Option(metavar="T", help="auto (the checkpoint's), float32, float16 or bfloat16.")

@@ -100,7 +100,8 @@ def run_command(
 
     Example: workbench run attention-sinks --model gpt2 --data my.txt -o sinks.html
     """
-    write = _writer(output, kind, as_json)
+    several = revision is not None and "," in revision
+    write = None if several else _writer(output, kind, as_json)
     flags = {
         "limit": limit,
         "backend": backend,
@@ -118,6 +119,13 @@ def run_command(
         given.offer_nearest(probe, own)
     if verbose:
         log_to_stderr()
+    if several:
+        from workbench.cli.revisions import Shown, run_revisions
+
+        request = {**flags, **options, **own, "data": given.read_data(data)}
+        shown = Shown(output, kind, as_json, progress)
+        run_revisions(probe, model, request, _open_store(store), shown)
+        return
     start = time.perf_counter()
     with reporting(progress) as reporter:
         from workbench.run import run

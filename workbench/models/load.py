@@ -26,7 +26,7 @@ def load(
     Args:
         name: What to load.
         backend: ``hf``, ``transformer-lens`` or ``nnsight``.
-        revision: Branch, tag or commit on the hub.
+        revision: Branch, tag or commit on the hub; of a toy, the step of a checkpoint.
         dtype: ``auto`` keeps the checkpoint's.
         device: ``auto`` takes CUDA where there is one.
         device_map: Passed to transformers, for models larger than one device.
@@ -50,7 +50,7 @@ def load(
             raise ModelError(
                 f"a toy model has a backend of its own; got {backend}; leave the backend out"
             )
-        return load_toy(place, dtype=dtype, device=device)
+        return load_toy(place, revision, dtype=dtype, device=device)
     source = Source(
         place,
         name,

@@ -10,6 +10,7 @@ import json
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from workbench.models.inputs import Inputs, prepare_inputs
 from workbench.models.memory import tell_pattern_memory
 from workbench.models.reading import keeper, reductions
 from workbench.models.text import generate_with
-from workbench.revisions import folder_revision
+from workbench.revisions import file_hash, folder_revision
 
 ARCHITECTURES = {"toy": "toy_tasks.model", "scan-snap": "toy_tasks.scan_snap_model"}
 """The module that makes a toy model from its config.json, by its ``model_type``; named here,
@@ -321,11 +322,19 @@ def is_toy_folder(name: str) -> bool:
     return isinstance(described, dict) and described.get("model_type") in ARCHITECTURES
 
 
-def load_toy(folder: str, *, dtype: str = "auto", device: str = "auto") -> ToyAdapter:
+def load_toy(
+    folder: str, revision: str | None = None, *, dtype: str = "auto", device: str = "auto"
+) -> ToyAdapter:
     """Load a trained toy model from its folder.
 
+    Args:
+        folder: Of the run.
+        revision: The step of one of its checkpoints; None: the end of training.
+        dtype: ``auto`` keeps the checkpoint's.
+        device: ``auto`` takes CUDA where there is one.
+
     Raises:
-        ModelError: It is unfinished or damaged.
+        ModelError: It is unfinished or damaged, or has no checkpoint of that step.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -336,15 +345,16 @@ def load_toy(folder: str, *, dtype: str = "auto", device: str = "auto") -> ToyAd
             f"a toy model must have model.safetensors, which the end of its training writes; {path} "
             "has none; go on training it with the same command"
         )
+    weights = path / "model.safetensors" if revision is None else _checkpoint(path, revision)
     try:
         described = json.loads((path / "config.json").read_bytes())
         architecture = importlib.import_module(ARCHITECTURES[described["model_type"]])
         model: nn.Module = architecture.model_from(described)
-        model.load_state_dict(load_file(path / "model.safetensors"))
+        model.load_state_dict(load_file(weights))
     except (SafetensorError, RuntimeError, KeyError, TypeError, ValueError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ModelError(
-            f"config.json and model.safetensors of a toy must be whole and fit each other; in {path} "
+            f"config.json and {weights.name} of a toy must be whole and fit each other; in {path} "
             f"they do not ({reason}); train it again"
         ) from error
     bad = [name for name, weight in model.state_dict().items() if not weight.isfinite().all()]
@@ -353,4 +363,24 @@ def load_toy(folder: str, *, dtype: str = "auto", device: str = "auto") -> ToyAd
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     model = model.to(device, None if dtype == "auto" else getattr(torch, dtype))
-    return ToyAdapter(model, name=path.resolve().name, revision=folder_revision(path))
+    name, identity = path.resolve().name, folder_revision(path)
+    if revision is not None:
+        # Another checkpoint of one run is another model, with the run's own settings.
+        name = f"{name}@{revision}"
+        identity = sha256(f"{identity} {file_hash(weights)}".encode()).hexdigest()
+    return ToyAdapter(model, name=name, revision=identity)
+
+
+def _checkpoint(folder: Path, revision: str) -> Path:
+    """The file of one step of a run, as ``toy_tasks.training`` names it."""
+    found = {
+        str(int(path.stem.removeprefix("step_"))): path
+        for path in sorted((folder / "checkpoints").glob("step_*.safetensors"))
+    }
+    if revision not in found:
+        steps = ", ".join(found) or "none"
+        raise ModelError(
+            f"revision of a toy must be the step of a checkpoint in {folder / 'checkpoints'}; got "
+            f"{revision!r}; there are: {steps}"
+        )
+    return found[revision]
