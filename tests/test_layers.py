@@ -21,6 +21,7 @@ HOMES = {
     "transformer_lens": ("workbench/models/transformer_lens.py",),
     "nnsight": ("workbench/models/nnsight.py",),
     "datasets": ("workbench/files.py",),
+    "diffusers": ("workbench/models/diffusion.py",),
     "pandas": ("workbench/result.py", "app/"),
     "ray": ("workbench/execute/ray.py",),
     "submitit": ("workbench/execute/slurm.py",),
