@@ -78,6 +78,10 @@ class BigramBackcopyResult:
     """Over queries, of the score at <s>."""
     other_logit_std: Float[Tensor, " checkpoint"]
     """Over queries and keys, of the other scores."""
+    sink_logit_spread_by_layer: Float[Tensor, "checkpoint layer"]
+    """Over tokens, of the mean score at <s> of their queries: small when sink logits concentrate."""
+    other_logit_spread_by_layer: Float[Tensor, "checkpoint layer"]
+    """Over queries and keys, of the other scores."""
     bias_attention: Float[Tensor, " checkpoint"]
     """Attention to a learned key; 0 without one."""
     resid_norm_bos_by_depth: Float[Tensor, "checkpoint depth"]
@@ -195,7 +199,7 @@ def train_bigram_backcopy(
     arrays, labels = measure_checkpoints(config, held_out, out_dir)
     return BigramBackcopyResult(
         **arrays,
-        labels=labels,
+        labels=labels | {"token": law.tokens},
         sample_tokens=sequences,
         triggers=law.triggers,
         unigram=law.unigram.float(),

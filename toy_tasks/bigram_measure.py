@@ -63,6 +63,9 @@ class Observed:
     """Over judged queries, of their score at <s>: small when sink logits are concentrated."""
     other_logit_std: float
     """Over judged queries and keys 1 <= j < n, of their scores."""
+    spread_by_layer: Float[Tensor, "layer 2"]
+    """Standard deviation over tokens v, weighted by how often they ask, of the mean score at <s> of
+    queries v; and of the other scores, as in ``other_logit_std``."""
     bias_attention: float
     """Mean attention to a learned key; 0 without one."""
     ov_norm_by_layer: Float[Tensor, "layer pos"]
@@ -125,6 +128,20 @@ def logit_spread(
     return chosen[..., 0].std().item(), chosen[mask].std().item()
 
 
+def token_spread(
+    scores: Float[Tensor, "row head q_pos k_pos"],
+    tokens: Int[Tensor, "row q_pos"],
+    where: Bool[Tensor, "row q_pos"],
+) -> float:
+    """Standard deviation over chosen queries of their token's mean score at <s>, mean over heads."""
+    d_vocab = int(tokens.max()) + 1
+    means = [
+        mean_by_token(head, tokens, where, d_vocab)[tokens[where]].std()
+        for head in scores[..., 0].unbind(dim=1)
+    ]
+    return torch.stack(means).mean().item()
+
+
 def ov_norm(
     v: Float[Tensor, "row pos head d_head"], w_o: Float[Tensor, "head d_head d_model"]
 ) -> Float[Tensor, " pos"]:
@@ -176,15 +193,19 @@ def observe(model: ToyModel, held_out: HeldOut, tap: Tap = leave) -> Observed:
     )
     gaps = [logit_gap(of_layer) for of_layer in scores]
     spreads = [logit_spread(of_layer, where) for of_layer in scores]
-    sink_std, other_std = torch.tensor(spreads).mean(dim=0).tolist()
+    by_tokens = [token_spread(of_layer, held_out.tokens, where) for of_layer in scores]
+    spread = torch.tensor(
+        [[ours, *theirs] for ours, theirs in zip(by_tokens, spreads, strict=True)]
+    )
     by_token = torch.stack(gaps).mean(dim=(0, 2))
     w_o = [weight_by_head(model, "W_O", layer) for layer in layers]
     return Observed(
         sink_attention=torch.stack([mean_at(pattern[..., 0], where) for pattern in patterns]),
         sink_logit_gap=torch.stack([mean_at(gap, where) for gap in gaps]),
         gap_by_token=mean_by_token(by_token, held_out.tokens, where, held_out.law.d_vocab),
-        sink_logit_std=sink_std,
-        other_logit_std=other_std,
+        sink_logit_std=spread[:, 1].mean().item(),
+        other_logit_std=spread[:, 2].mean().item(),
+        spread_by_layer=spread[:, [0, 2]],
         bias_attention=_bias_attention(model, patterns, where),
         ov_norm_by_layer=torch.stack(list(map(ov_norm, values, w_o))),
         stationary_norm=torch.stack(

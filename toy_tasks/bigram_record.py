@@ -88,6 +88,7 @@ def _series(observed: list[Observed]) -> Arrays:
     resid = torch.stack([over_rest(found.resid_norm) for found in observed])
     sink = torch.stack([found.sink_attention for found in observed])
     gap = torch.stack([found.sink_logit_gap for found in observed])
+    spread = torch.stack([found.spread_by_layer for found in observed])
     numbers = (
         "backcopy_risk",
         "bigram_risk",
@@ -106,6 +107,8 @@ def _series(observed: list[Observed]) -> Arrays:
         "sink_attention_by_head": sink,
         "sink_logit_gap_by_head": gap,
         "sink_logit_gap_by_token": torch.stack([found.gap_by_token for found in observed]),
+        "sink_logit_spread_by_layer": spread[..., 0].contiguous(),
+        "other_logit_spread_by_layer": spread[..., 1].contiguous(),
         "resid_norm_bos_by_depth": resid[:, 0],
         "resid_norm_rest_by_depth": resid[:, 1],
         **{name: torch.tensor([getattr(found, name) for found in observed]) for name in numbers},

@@ -1,16 +1,35 @@
 """Figures of the Bigram-Backcopy toy: how a head turns active on triggers and dormant elsewhere."""
 
+import numpy as np
 import plotly.graph_objects as go
+from jaxtyping import Float
+from plotly.subplots import make_subplots
 from torch import Tensor
 
+from probes.figures.bigram_backcopy_parts import (
+    figure_ablations,
+    figure_patterns,
+    figure_sink_logits,
+    n_text,
+)
 from probes.figures.lines import line_style
-from probes.figures.theme import SERIES, titled
+from probes.figures.theme import SERIES, log_axis, titled
 from toy_tasks.bigram_backcopy import BigramBackcopyResult
+
+FIT = 0.5
+"""Share of the checkpoints, the last ones, through whose mean the 1/2 ln t curve goes."""
 
 
 def figures(result: BigramBackcopyResult) -> dict[str, go.Figure]:
     """All figures of one run."""
-    return {"dormancy": figure_dormancy(result), "risks": figure_risks(result)}
+    return {
+        "dormancy": figure_dormancy(result),
+        "risks": figure_risks(result),
+        "theory": figure_theory(result),
+        "patterns": figure_patterns(result),
+        "sink_logits": figure_sink_logits(result),
+        "ablations": figure_ablations(result),
+    }
 
 
 def finding(result: BigramBackcopyResult) -> str:
@@ -20,7 +39,9 @@ def finding(result: BigramBackcopyResult) -> str:
         f"{found['sink_attention']:.0%} of the attention of queries that are no triggers goes to the "
         f"first token, whose |v W_O| is {found['value_drain']:.2f} times the others'; without attention "
         f"the backcopy risk is {found['backcopy_risk_no_attention']:.2f} nats instead of "
-        f"{found['backcopy_risk']:.3f} (step {int(result.step[-1])}, seed {result.config.seed})."
+        f"{found['backcopy_risk']:.3f}; its residual norm is {found['resid_peak_ratio']:.2f} times the "
+        f"others', and falls most with {result.peak_maker()} "
+        f"(step {int(result.step[-1])}, seed {result.config.seed})."
     )
 
 
@@ -50,7 +71,50 @@ def _curves(
             mode="lines+markers",
             line=line_style(color),
         )
-    figure.update_xaxes(title_text="step (log scale)", type="log")
+    figure.update_xaxes(log_axis(result.step[1:].double().numpy()), title_text="updates (steps)")
     figure.update_yaxes(title_text=unit)
-    n = f"n = {len(result.step)} checkpoints of one run, seed {result.config.seed}"
-    return titled(figure, title, "means over held-out sequences, position 0 excluded", n)
+    return titled(
+        figure, title, "means over held-out sequences, position 0 excluded", n_text(result)
+    )
+
+
+def growing_gap(result: BigramBackcopyResult) -> Float[np.ndarray, " checkpoint"]:
+    """1/2 ln(step) + c from step 1 on, c such that it has the mean of the last checkpoints."""
+    step, gap = result.step[1:].double(), result.sink_logit_gap[1:].double()
+    grown = 0.5 * step.log()
+    last = slice(-max(1, round(FIT * len(step))), None)
+    return np.asarray((grown + (gap - grown)[last].mean()).numpy())
+
+
+def figure_theory(result: BigramBackcopyResult) -> go.Figure:
+    """Sink logit and value norm along training, with what the simplified model's flow does."""
+    figure = make_subplots(
+        1, 2, subplot_titles=["sink logit gap", "value norm |v W_O|"], horizontal_spacing=0.12
+    )
+    figure.update_annotations(font_size=14)
+    step, measured = result.step[1:].tolist(), {"mode": "lines+markers"}
+    theory = {"mode": "lines", "line": line_style(SERIES[1], "dash")}
+    gap, grown = result.sink_logit_gap[1:].tolist(), growing_gap(result)
+    bos, rest = result.value_norm_bos[1:], result.value_norm_rest[1:]
+    curves = [
+        (1, "first token", gap, measured | {"line": line_style(SERIES[0])}),
+        (1, "theory: 1/2 ln t + c", grown, theory),
+        (2, "first token", bos.tolist(), measured | {"line": line_style(SERIES[0])}),
+        (2, "theory: at rest", result.value_norm_stationary[1:].tolist(), theory),
+        (2, "the other tokens", rest.tolist(), measured | {"line": line_style(SERIES[2], "dot")}),
+    ]
+    for column, name, y, style in curves:
+        shown = {"legendgroup": name, "showlegend": (column, name) != (2, "first token")}
+        figure.add_scatter(x=step, y=y, name=name, row=1, col=column, **shown, **style)
+    figure.update_xaxes(log_axis(np.asarray(step, dtype=float)), title_text="updates (steps)")
+    figure.update_yaxes(title_text="score (nats)", row=1, col=1)
+    norms = np.concatenate([bos.numpy(), rest.numpy(), result.value_norm_stationary[1:].numpy()])
+    figure.update_yaxes(log_axis(norms), title_text="norm", row=1, col=2)
+    return titled(
+        figure.update_layout(height=440),
+        "The sink beside its theory",
+        "left: with the value held, gradient flow lets the sink logit grow like 1/2 ln t (c: mean of "
+        "the last half); right: with the logits held, the value comes to the norm that cancels what "
+        "the other tokens add on average. Training moves both at once, by its own optimiser",
+        n_text(result),
+    )

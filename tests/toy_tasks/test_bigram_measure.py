@@ -1,19 +1,19 @@
-"""Measurements by hand, and ablations that do what their names say."""
+"""Measurements by hand and by a plain computation."""
 
 import pytest
 import torch
 
 from tests.toy_tasks.test_model import build
-from toy_tasks.bigram_ablations import ablations, ask_ablated
 from toy_tasks.bigram_law import count_characters, make_law, sample
 from toy_tasks.bigram_measure import (
     HeldOut,
-    ask,
     logit_gap,
     logit_spread,
     mean_at,
     mean_by_token,
     observe,
+    stationary_norm,
+    token_spread,
 )
 from workbench.models.base import Site
 
@@ -96,75 +96,44 @@ def test_attention_to_a_learned_key_is_what_the_tokens_do_not_get(held_out):
     assert observe(model, held_out).bias_attention == pytest.approx(share.item(), rel=1e-4)
 
 
-@pytest.mark.parametrize("bias", ["none", "key", "sink-token"])
-def test_ablations_do_what_they_say(held_out, bias):
-    model = build(n_layers=2, bias=bias)
-    for name, ablate in ablations(model):
-        seen = {}
-
-        def tap(site, x, ablate=ablate, seen=seen):
-            seen[site] = ablate(site, x)
-            return seen[site]
-
-        model(held_out.tokens, tap=tap)
-        kind, place = name.split(":")
-        layer, head = int(place[1]), int(place[3:] or 0)
-        if kind == "no_attention":
-            assert seen[Site("attn_out", layer)].abs().max() == 0.0
-        elif kind == "no_mlp":
-            assert seen[Site("mlp_out", layer)].abs().max() == 0.0
-        elif kind == "zero_head":
-            z = seen[Site("z", layer)]
-            assert z[:, :, head].abs().max() == 0.0
-            assert z[:, :, 1 - head].abs().max() > 0.0
-        else:
-            pattern = seen[Site("pattern", layer)][:, head]
-            assert torch.all(pattern[..., 0] == 1.0)
-            assert pattern[..., 1:].abs().max() == 0.0
+def test_spread_over_tokens_leaves_out_what_differs_within_a_token():
+    tokens = torch.tensor([[0, 1, 0, 1]])
+    scores = torch.zeros(1, 1, 4, 4)
+    scores[0, 0, :, 0] = torch.tensor([1.0, 5.0, 3.0, 7.0])  # means 2 and 6
+    wanted = torch.tensor([2.0, 6.0, 2.0, 6.0]).std().item()
+    everywhere = torch.ones(1, 4, dtype=torch.bool)
+    assert token_spread(scores, tokens, everywhere) == pytest.approx(wanted)
+    two = torch.cat([scores, 3 * scores], dim=1)
+    assert token_spread(two, tokens, everywhere) == pytest.approx(2 * wanted)
+    once = torch.tensor([[True, False, True, False]])
+    assert token_spread(scores, tokens, once) == 0.0
 
 
-def test_ablations_are_named_as_in_the_contract():
-    names = [name for name, _ in ablations(build(n_layers=1))]
-    assert names == [
-        "no_attention:L0",
-        "no_mlp:L0",
-        "zero_head:L0H0",
-        "zero_head:L0H1",
-        "head_to_bos:L0H0",
-        "head_to_bos:L0H1",
-    ]
-    assert "no_mlp:L0" not in [name for name, _ in ablations(build(n_layers=1, d_mlp=0))]
+def test_the_stationary_value_cancels_what_the_other_tokens_add():
+    """One query with half of its attention on <s>: the value of <s> must be minus the rest's mix."""
+    pattern = torch.tensor([[1.0, 0.0, 0.0], [0.6, 0.4, 0.0], [0.5, 0.2, 0.3]])[None, None]
+    v = torch.tensor([[9.0, 9.0], [1.0, 0.0], [0.0, 2.0]])[None, :, None]
+    w_o = torch.tensor([[2.0, 0.0, 0.0], [0.0, 0.0, 5.0]])[None]
+    where = torch.tensor([[False, False, True]])
+    mix = torch.tensor([0.2 * 1.0, 0.3 * 2.0]) @ w_o[0]
+    found = stationary_norm(pattern, v, w_o, where)
+    assert found.item() == pytest.approx((mix / 0.5).norm().item())
+    at_rest = -mix / 0.5
+    assert (0.5 * at_rest + mix).abs().max() < 1e-6
+    none = pattern.clone()
+    none[..., 0] = 0.0
+    assert stationary_norm(none, v, w_o, where).isnan().all()
 
 
-def test_moving_a_head_to_bos_adds_the_value_of_bos_everywhere(held_out):
-    """The exact rank-one identity: z becomes the value of <s> at every position."""
-    model = build(n_layers=1, n_heads=1)
-    move = dict(ablations(model))["head_to_bos:L0H0"]
+def test_the_pattern_that_is_kept_is_that_of_the_first_sequence(held_out):
+    model = build(n_layers=2)
     seen = {}
 
     def tap(site, x):
-        seen[site] = move(site, x)
-        return seen[site]
+        seen[site] = x.detach()
+        return x
 
-    model(held_out.tokens, tap=tap)
-    wanted = seen[Site("v", 0)][:, :1].expand_as(seen[Site("z", 0)])
-    assert torch.allclose(seen[Site("z", 0)], wanted, atol=1e-6)
-
-
-def test_zeroing_the_only_head_is_skipping_attention(held_out):
-    model = build(n_layers=1, n_heads=1)
-    taps = dict(ablations(model))
-    assert ask(model, held_out, taps["zero_head:L0H0"]) == pytest.approx(
-        ask(model, held_out, taps["no_attention:L0"])
-    )
-    assert ask(model, held_out, taps["no_mlp:L0"]) != pytest.approx(ask(model, held_out))
-
-
-def test_the_residual_peak_is_seen_under_the_ablation(held_out):
-    model = build(n_layers=1)
-    model.blocks[0].mlp[2].weight.data.zero_()
-    plain = observe(model, held_out).resid_norm[1]
-    wanted = (plain[0] / plain[1:].mean()).item()
-    taps = dict(ablations(model))
-    assert ask_ablated(model, held_out, taps["no_mlp:L0"], 1)[2] == pytest.approx(wanted)
-    assert ask_ablated(model, held_out, taps["no_attention:L0"], 1)[2] != pytest.approx(wanted)
+    model(held_out.tokens[:1], tap=tap)
+    found = observe(model, held_out).pattern
+    assert found.shape == (2, 2, 12, 12)
+    assert torch.allclose(found[1], seen[Site("pattern", 1)][0], atol=1e-6)
