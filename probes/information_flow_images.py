@@ -18,7 +18,7 @@ no. An optional extra: the pipeline needs diffusers.
 Paper: Kaplan et al. 2025, arXiv:2504.01137, sections 3 and 4. Card: information_flow section 2.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,8 +55,7 @@ class ImageFlow:
 
 def measure_images(
     pipeline: TextToImage,
-    text: str,
-    items: Sequence[str],
+    row: Mapping[str, Any],
     judge: Judge,
     *,
     tau: float = 0.8,
@@ -66,8 +65,7 @@ def measure_images(
 
     Args:
         pipeline: Draws images from encodings.
-        text: The prompt.
-        items: Texts that occur in it, in order.
+        row: The prompt as ``text``, and ``items``, texts that occur in it, in order.
         judge: Scores images against the items' texts.
         tau: See the module's docstring.
         drawing: Steps, guidance, size, seed and batch.
@@ -76,8 +74,8 @@ def measure_images(
         DataError: An item that is not in the prompt, or a prompt that is too long.
     """
     drawing = drawing or Drawing()
+    text, items = str(row["text"]), [str(item) for item in row["items"]]
     tokens = pipeline.tokens(text)
-    row = {"text": text, "items": list(items)}
     length = torch.tensor([len(pipeline.tokenizer(text)["input_ids"])])
     of_pos = find_items([row], tokens[None], length, pipeline.tokenizer).of_pos[0]
     full, empty = pipeline.encode(text), pipeline.encode("")
@@ -90,7 +88,7 @@ def measure_images(
         names.append(f"repaired {item}")
     drawn = pipeline.draw(torch.stack([*encodings, empty]), drawing)
     images, nothing = drawn[:-1], drawn[-1]
-    score = torch.as_tensor(judge(images, list(items))).float()
+    score = torch.as_tensor(judge(images, items)).float()
     change = (images - nothing).flatten(1).pow(2).mean(dim=1).sqrt()
     representative = _representative(tuple(names), score, of_pos, tau)
     return ImageFlow(tuple(names), score, change, representative, images)

@@ -392,6 +392,21 @@ def test_settings_that_do_not_fit_the_model_are_refused(tmp_path):
         run(wb.wrap(tiny_model("mamba")), random_rows(), knockout=True)
 
 
+def test_the_classifier_says_how_many_prompts_it_needs_and_what_it_found():
+    model = wb.wrap(tiny_model("llama"))
+    with pytest.raises(DataError, match="classifier_folds=5 needs at least as many prompts; got 4"):
+        run(model, random_rows(), classifier_folds=5)
+    with pytest.raises(DataError, match="items of several tokens"):
+        run(copying_toy({}), TWO_ITEMS, classifier_folds=2)
+    result = run(model, random_rows(12), classifier_folds=3)
+    several = result.measured.item_mask()[:, [0, 2]].any(dim=1)
+    assert not bool((result.predicted_redundant & ~several).any())
+    found = result.metrics()
+    truth, said = ~result.representative[several], result.predicted_redundant[several]
+    assert found["classifier_accuracy"] == pytest.approx((truth == said).double().mean().item())
+    assert found["classifier_base_rate"] == pytest.approx(found["redundant_rate"])
+
+
 def test_an_item_behind_the_cut_is_refused(tmp_path):
     with pytest.raises(DataError, match="behind the 4"):
         run(encoder("t5", tmp_path), TEXTS[:1], n_pos=4)

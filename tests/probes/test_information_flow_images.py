@@ -16,6 +16,7 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 TEXT, ITEMS = "the red starfish by a pool", ["red starfish", "pool"]
+ROW = {"text": TEXT, "items": ITEMS}
 N_POS = 12
 QUICK = Drawing(steps=2, guidance=1.0, size=16, at_once=5)
 
@@ -92,7 +93,7 @@ def test_the_encoding_is_the_text_encoders_and_the_same_from_tokens(drawer):
 
 
 def test_the_full_keep_set_draws_what_the_pipeline_draws(drawer, pipeline):
-    found = measure_images(drawer, TEXT, ITEMS, brightness, drawing=QUICK)
+    found = measure_images(drawer, ROW, brightness, drawing=QUICK)
     image = pipeline(
         TEXT,
         num_inference_steps=2,
@@ -107,7 +108,7 @@ def test_the_full_keep_set_draws_what_the_pipeline_draws(drawer, pipeline):
 
 
 def test_prompt_tokens_reach_the_image_and_the_empty_prompt_does_not(drawer):
-    found = measure_images(drawer, TEXT, ITEMS, brightness, drawing=QUICK)
+    found = measure_images(drawer, ROW, brightness, drawing=QUICK)
     change = dict(zip(found.names, found.change.tolist(), strict=True))
     assert change["full"] > 0
     # <bos> the red star ##fish by a pool <eos>
@@ -127,7 +128,7 @@ def test_a_planted_judge_finds_the_planted_token(drawer):
         score[6, 0], score[5, 0], score[8, 1] = 0.9, 0.7, 0.85
         return score
 
-    found = measure_images(drawer, TEXT, ITEMS, judge, drawing=QUICK)
+    found = measure_images(drawer, ROW, judge, drawing=QUICK)
     assert found.representative.nonzero()[:, 0].tolist() == [3, 7]
     assert found.of("token 3").tolist() == pytest.approx([0.9, 0.1])
 
@@ -140,7 +141,7 @@ def test_the_repair_puts_the_item_alone_in_its_place(drawer):
             drawn.append(encodings)
             return torch.zeros(len(encodings), 3, 4, 4)
 
-    measure_images(Recorder(drawer.pipeline), TEXT, ITEMS, brightness, drawing=QUICK)
+    measure_images(Recorder(drawer.pipeline), ROW, brightness, drawing=QUICK)
     (encodings,) = drawn
     full, repaired = encodings[0], encodings[-3]
     assert torch.equal(repaired[[0, 1, 5, 6, 7, 8]], full[[0, 1, 5, 6, 7, 8]])
@@ -196,9 +197,9 @@ def test_a_saved_pipeline_loads_and_draws_the_same(drawer, pipeline, tmp_path):
 
 def test_what_cannot_be_drawn_is_refused(drawer, tmp_path):
     with pytest.raises(DataError, match="at most 12"):
-        measure_images(drawer, "a cat " * 9, ["cat"], brightness)
+        measure_images(drawer, {"text": "a cat " * 9, "items": ["cat"]}, brightness)
     with pytest.raises(DataError, match="no 'table'"):
-        measure_images(drawer, TEXT, ["table"], brightness)
+        measure_images(drawer, {"text": TEXT, "items": ["table"]}, brightness)
     with pytest.raises(CapabilityError, match="one text encoder"):
         TextToImage(object())
     with pytest.raises(ModelError, match="diffusers pipeline"):
