@@ -13,6 +13,10 @@ def _silent(done: int, total: int) -> None:
     """Report nothing."""
 
 
+def _quiet(text: str) -> None:
+    """Show nothing."""
+
+
 def _compute(name: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
     """Compute a part and keep nothing."""
     return compute()
@@ -44,6 +48,8 @@ class Context:
     """One value a prompt, e.g. ``{"domain": ("wikipedia", "wikipedia", "code")}``."""
     rows: tuple[dict[str, Any], ...] = ()
     """The whole rows of the data, one a prompt, where the data has columns."""
+    status: Callable[[str], None] = field(default=_quiet)
+    """Told where a long search stands, in one line that replaces the last."""
     keep: Callable[[str, Callable[[], dict[str, Tensor]]], dict[str, Tensor]] = field(
         default=_compute
     )

@@ -43,6 +43,8 @@ class Reporter:
     """(done, total)."""
     message: Callable[[str], None] = _silent
     """One line for people."""
+    status: Callable[[str], None] = _silent
+    """Where a long search stands, in one line that replaces the last."""
 
 
 def run(
@@ -173,6 +175,7 @@ class _Job:
             self.reporter.progress,
             {} if prompts is None else prompts.labels,
             () if prompts is None else prompts.rows or (),
+            status=self.reporter.status,
             **keep,
         )
         tokens = torch.zeros(0, 0, dtype=torch.long) if prompts is None else prompts.tokens

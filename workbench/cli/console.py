@@ -87,6 +87,7 @@ def reporting(style: str, *, live: bool = False) -> Iterator["Reporter"]:
         yield Reporter(
             lambda done, total: message(json.dumps({"done": done, "total": total})),
             lambda text: message(json.dumps({"message": text})),
+            lambda text: message(json.dumps({"status": text})),
         )
     elif style == "bar" or sys.stderr.isatty():
         with _bar() as reporter:
@@ -111,5 +112,7 @@ def _bar() -> Iterator["Reporter"]:
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("prompts", total=None)
         yield Reporter(
-            lambda done, total: progress.update(task, completed=done, total=total), console.print
+            lambda done, total: progress.update(task, completed=done, total=total),
+            console.print,
+            lambda text: progress.update(task, description=text),
         )
