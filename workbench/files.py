@@ -45,6 +45,15 @@ def read_file(path: Path, limit: int | None, *, source: str) -> RawPrompts:
     raise DataError(f"data must be {_KINDS}; got {source!r}{hint}")
 
 
+def read_json_rows(path: Path, limit: int | None) -> tuple[list[dict[str, Any]], list[str]]:
+    """The rows of a ``.jsonl`` file, and where each stands (``line 3 of x.jsonl``).
+
+    Raises:
+        DataError: No such file, or a line that is not one JSON object.
+    """
+    return _read_rows(_read_text(path, path.name), limit, path.name)
+
+
 @contextmanager
 def _readable(path: Path, source: str) -> Iterator[None]:
     """Say in our words why a file cannot be read."""

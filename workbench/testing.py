@@ -124,10 +124,13 @@ class PlantedModel:
         self,
         tokens: Int[Tensor, "batch pos"],
         attention_mask: Int[Tensor, "batch pos"] | None = None,
-    ) -> Float[Tensor, "batch pos d_vocab"]:
+        *,
+        last: int | None = None,
+    ) -> Float[Tensor, "batch kept d_vocab"]:
         """Random logits that depend on the seed."""
         generator = torch.Generator().manual_seed(self._seed)
-        return torch.randn(*tokens.shape, self.spec.d_vocab, generator=generator)
+        logits = torch.randn(*tokens.shape, self.spec.d_vocab, generator=generator)
+        return logits if last is None else logits[:, -last:]
 
     @contextmanager
     def edit(self, *interventions: Any) -> Iterator[None]:

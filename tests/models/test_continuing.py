@@ -83,6 +83,7 @@ def test_only_the_last_logits_are_made_when_asked(family):
     resid = resid_pre(model, 1, tokens)
     whole = model.continue_from(1, resid)
     torch.testing.assert_close(model.continue_from(1, resid, last=2), whole[:, -2:])
+    torch.testing.assert_close(model.logits(tokens, last=2), whole[:, -2:])
 
 
 @pytest.mark.parametrize("family", [*FAMILIES, "toy"])

@@ -5,7 +5,18 @@ from typing import Annotated
 import typer
 
 from workbench import __version__
-from workbench.cli import demo, doctor, generate, listing, report, results, run, train, validate
+from workbench.cli import (
+    demo,
+    doctor,
+    evaluate,
+    generate,
+    listing,
+    report,
+    results,
+    run,
+    train,
+    validate,
+)
 
 app = typer.Typer(
     help="Run interpretability probes on language models and look at what they found.",
@@ -38,6 +49,7 @@ app.command("demo")(demo.demo_command)
 app.command("run", cls=run.RunCommand)(run.run_command)
 app.command("list")(listing.list_command)
 app.command("generate")(generate.generate_command)
+app.command("evaluate")(evaluate.evaluate_command)
 app.command("train")(train.train_command)
 app.command("validate")(validate.validate_command)
 app.add_typer(results.app, name="results")

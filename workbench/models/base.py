@@ -191,8 +191,16 @@ class ModelAdapter(Protocol):
         self,
         tokens: Int[Tensor, "batch pos"],
         attention_mask: Int[Tensor, "batch pos"] | None = None,
-    ) -> Float[Tensor, "batch pos d_vocab"]:
-        """Run one forward pass and return the logits, on the CPU in float32."""
+        *,
+        last: int | None = None,
+    ) -> Float[Tensor, "batch kept d_vocab"]:
+        """Run one forward pass and return the logits, on the CPU in float32.
+
+        Args:
+            tokens: The prompts.
+            attention_mask: 1 where a token is, 0 where padding is; None: no padding.
+            last: Only the logits of the last so many positions; None: of all.
+        """
         ...
 
     def continue_from(

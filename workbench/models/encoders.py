@@ -108,6 +108,8 @@ class TextEncoder:
         self,
         tokens: Int[Tensor, "batch pos"],
         attention_mask: Int[Tensor, "batch pos"] | None = None,
+        *,
+        last: int | None = None,
     ) -> Tensor:
         """Refuse: an encoder predicts no tokens.
 

@@ -103,12 +103,13 @@ class HuggingFaceModel:
         self,
         tokens: Int[Tensor, "batch pos"],
         attention_mask: Int[Tensor, "batch pos"] | None = None,
-    ) -> Float[Tensor, "batch pos d_vocab"]:
+        *,
+        last: int | None = None,
+    ) -> Float[Tensor, "batch kept d_vocab"]:
         """Run one forward pass and return the logits, on the CPU in float32."""
         inputs = prepare_inputs(self.spec, tokens, attention_mask)
         with self._lock, torch.no_grad(), self._hooked({}, inputs):
-            output = self.model(**self._arguments(inputs)).logits
-        return output.float().cpu()
+            return self._logits(inputs, last).float().cpu()
 
     def capture(
         self,
@@ -144,10 +145,7 @@ class HuggingFaceModel:
             self._hooked({}, inputs, layer),
             starting_at(self._blocks, layer, resid),
         ):
-            # Only where it is wanted: the unembedding is a third of a small model's work.
-            kept = {} if last is None else {"logits_to_keep": last}
-            logits: Tensor = self.model(**self._arguments(inputs), **kept).logits
-        return logits.float().to(resid.device)
+            return self._logits(inputs, last).float().to(resid.device)
 
     def generate(self, prompt: Any, max_new_tokens: int = 64, **options: Any) -> Any:
         """Continue a text or tokens; edits act on the prompt and on every new token."""
@@ -197,6 +195,12 @@ class HuggingFaceModel:
         return final_norm(self.model, self.family, resid)
 
     # How it is done
+
+    def _logits(self, inputs: Inputs, last: int | None) -> Tensor:
+        # Only where they are wanted: the unembedding is a third of a small model's work.
+        kept = {} if last is None else {"logits_to_keep": last}
+        logits: Tensor = self.model(**self._arguments(inputs), **kept).logits
+        return logits
 
     @property
     def _device(self) -> torch.device:

@@ -116,11 +116,14 @@ class NNsightModel:
         self,
         tokens: Int[Tensor, "batch pos"],
         attention_mask: Int[Tensor, "batch pos"] | None = None,
-    ) -> Float[Tensor, "batch pos d_vocab"]:
+        *,
+        last: int | None = None,
+    ) -> Float[Tensor, "batch kept d_vocab"]:
         """Run one forward pass and return the logits, on the CPU in float32."""
         inputs = prepare_inputs(self.spec, tokens, attention_mask)
         with self._lock, torch.no_grad():
-            return self._trace(inputs, self._stops({}, inputs, {})).detach().float().cpu()
+            logits = self._trace(inputs, self._stops({}, inputs, {})).detach().float().cpu()
+        return logits if last is None else logits[:, -last:]
 
     def capture(
         self,

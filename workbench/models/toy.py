@@ -99,11 +99,14 @@ class ToyAdapter:
         self,
         tokens: Int[Tensor, "batch pos"],
         attention_mask: Int[Tensor, "batch pos"] | None = None,
-    ) -> Float[Tensor, "batch pos d_vocab"]:
+        *,
+        last: int | None = None,
+    ) -> Float[Tensor, "batch kept d_vocab"]:
         """Run one forward pass and return the logits, on the CPU in float32."""
         inputs = prepare_inputs(self.spec, tokens, attention_mask)
         with torch.no_grad():
-            return self._run(inputs, {}, {}).float().cpu()
+            logits = self._run(inputs, {}, {}).float().cpu()
+        return logits if last is None else logits[:, -last:]
 
     def capture(
         self,

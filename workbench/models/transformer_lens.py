@@ -111,11 +111,14 @@ class TransformerLensModel:
         self,
         tokens: Int[Tensor, "batch pos"],
         attention_mask: Int[Tensor, "batch pos"] | None = None,
-    ) -> Float[Tensor, "batch pos d_vocab"]:
+        *,
+        last: int | None = None,
+    ) -> Float[Tensor, "batch kept d_vocab"]:
         """Run one forward pass and return the logits, on the CPU in float32."""
         inputs = prepare_inputs(self.spec, tokens, attention_mask)
         with self._lock, torch.no_grad(), self._hooked({}, inputs):
-            return self._forward(inputs).float().cpu()
+            logits = self._forward(inputs).float().cpu()
+        return logits if last is None else logits[:, -last:]
 
     def capture(
         self,

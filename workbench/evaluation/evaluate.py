@@ -1,0 +1,134 @@
+"""Evaluate a model on a task, stock and under an intervention, on the same questions."""
+
+import dataclasses
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from workbench.evaluation.measures import Difference, Scored, difference
+from workbench.evaluation.scoring import Encoded, Settings, encode_questions, score
+from workbench.evaluation.task import Question, Task
+from workbench.models.base import ModelAdapter
+from workbench.run import describe_intervention
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores of a model, and of the stock model where an intervention was compared with it."""
+
+    task: str
+    model: str
+    revision: str
+    scoring: str
+    scored: Scored
+    stock: Scored | None = None
+    interventions: tuple[dict[str, Any], ...] = ()
+
+    def metrics(self) -> dict[str, float]:
+        """The headline numbers, of the model under the interventions."""
+        return self.scored.metrics()
+
+    def differences(self, seed: int = 0) -> dict[str, Difference]:
+        """Edited minus stock, for what was written and for the labels alone."""
+        if self.stock is None:
+            return {}
+        return {
+            "accuracy": difference(self.stock.correct, self.scored.correct, seed),
+            "label_accuracy": difference(self.stock.label_correct, self.scored.label_correct, seed),
+        }
+
+    def document(self) -> dict[str, Any]:
+        """Everything as JSON data, without the single questions."""
+        about = {
+            "task": self.task,
+            "model": self.model,
+            "revision": self.revision,
+            "scoring": self.scoring,
+            "interventions": list(self.interventions),
+        }
+        compared: dict[str, Any] = {}
+        if self.stock is not None:
+            changes = {name: asdict(change) for name, change in self.differences().items()}
+            compared = {"stock": self.stock.metrics(), "difference": changes}
+        return {**about, **self.metrics(), **compared}
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row a question."""
+        names = [field.name for field in dataclasses.fields(Scored)]
+        columns = [getattr(self.scored, name) for name in names]
+        rows = [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
+        if self.stock is not None:
+            for row, parsed, scores in zip(rows, self.stock.parsed, self.stock.scores, strict=True):
+                row |= {"stock_parsed": parsed, "stock_scores": scores}
+        return rows
+
+
+def evaluate(
+    model: ModelAdapter,
+    task: Task,
+    questions: Sequence[Question],
+    intervention: Any = None,
+    settings: Settings | None = None,
+) -> Evaluation:
+    """Score a model on questions; with an intervention, the stock model on the same ones as well.
+
+    Args:
+        model: Interventions that are active on it already belong to "stock" here.
+        task: Where the questions came from.
+        questions: All of them, with their examples in front.
+        intervention: What ``model.edit`` takes; None: evaluate the model as it is.
+        settings: How to score.
+
+    Raises:
+        WorkbenchError: Before anything runs, if a question or the intervention does not fit.
+    """
+    settings = settings or Settings()
+    encoded = encode_questions(model, questions, settings)
+    with nullcontext() if intervention is None else model.edit(intervention):
+        active = tuple(describe_intervention(item) for item in model.interventions)
+    total = len(encoded) * (1 if intervention is None else 2)
+    stock = None
+    if intervention is not None:
+        stock = _scored(model, encoded, settings, 0, total)
+        with model.edit(intervention):
+            scored = _scored(model, encoded, settings, len(encoded), total)
+    else:
+        scored = _scored(model, encoded, settings, 0, total)
+    spec = model.spec
+    return Evaluation(task.name, spec.name, spec.revision, settings.scoring, scored, stock, active)
+
+
+def _scored(
+    model: ModelAdapter, encoded: Sequence[Encoded], settings: Settings, before: int, total: int
+) -> Scored:
+    def progress(done: int, _: int) -> None:
+        settings.progress(before + done, total)
+
+    return score(model, encoded, dataclasses.replace(settings, progress=progress))
+
+
+def with_examples(
+    task: Task, questions: Sequence[Question], examples: Sequence[Question], shots: int, seed: int
+) -> list[Question]:
+    """Put ``shots`` solved examples, drawn once with the seed, in front of every question.
+
+    Raises:
+        ConfigError: Fewer examples than shots, or a question among the examples.
+    """
+    import random
+
+    from workbench.errors import ConfigError
+
+    if not 0 <= shots <= len(examples):
+        raise ConfigError(
+            f"shots must lie in 0 ... {len(examples)}, the examples that were given; got {shots}; give "
+            "more with --examples TRAIN.jsonl"
+        )
+    drawn = random.Random(seed).sample(list(examples), shots)
+    asked = {question.prompt for question in questions}
+    if any(example.prompt in asked for example in drawn):
+        raise ConfigError(
+            "examples must not be among the questions; at least one is; give a file of other rows"
+        )
+    return [task.with_examples(question, drawn) for question in questions]

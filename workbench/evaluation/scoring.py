@@ -1,0 +1,196 @@
+"""What a model says to the questions of a task: label scores, and the answer it writes.
+
+Scores are log-probabilities of the labels after the prompt: of their first token (``first-token``, the
+papers' way; the first tokens must differ) or of the whole label (``loglikelihood``, the sum over its
+tokens, as lm-evaluation-harness does). Prompt and label are tokenised together, as there.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from workbench.errors import CapabilityError, ConfigError, DataError
+from workbench.evaluation.measures import Scored
+from workbench.evaluation.task import Question
+from workbench.models.base import ModelAdapter
+
+SCORINGS = ("first-token", "loglikelihood")
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One question in tokens."""
+
+    prompt: tuple[int, ...]
+    labels: tuple[tuple[int, ...], ...]
+    answer: int
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to score."""
+
+    scoring: str = "first-token"
+    batch_size: int = 16
+    max_new_tokens: int = 5
+    """Tokens that the written answer may take."""
+    progress: Callable[[int, int], None] = lambda done, total: None
+
+    def __post_init__(self) -> None:
+        if self.scoring not in SCORINGS:
+            raise ConfigError(f"scoring must be one of {', '.join(SCORINGS)}; got {self.scoring}")
+
+
+def encode_questions(
+    model: ModelAdapter, questions: Sequence[Question], settings: Settings
+) -> list[Encoded]:
+    """Tokenise every question and refuse, before anything runs, what cannot be scored.
+
+    Raises:
+        CapabilityError: The model has no tokenizer.
+        DataError: A prompt that does not fit the model, or labels that begin alike.
+    """
+    if model.tokenizer is None:
+        raise CapabilityError(f"an evaluation needs a tokenizer; {model.spec.name} has none")
+    encoded = [_encode(model.tokenizer, question) for question in questions]
+    for number, (item, question) in enumerate(zip(encoded, questions, strict=True), start=1):
+        longest = len(item.prompt) + max(max(map(len, item.labels)), settings.max_new_tokens)
+        if longest > model.spec.n_ctx:
+            raise DataError(
+                f"prompt and answer must fit in n_ctx = {model.spec.n_ctx} of {model.spec.name}; row "
+                f"{number} needs {longest} tokens; leave it out, or give fewer examples"
+            )
+        firsts = [label[0] for label in item.labels]
+        if settings.scoring == "first-token" and len(set(firsts)) < len(firsts):
+            shown = ", ".join(repr(label) for label in question.labels)
+            raise DataError(
+                f"labels must begin with different tokens to be told apart by the first; {shown} of "
+                f"row {number} do not with this tokenizer; use scoring=loglikelihood, or other labels"
+            )
+    return encoded
+
+
+def _encode(tokenizer: Any, question: Question) -> Encoded:
+    # A space at the end belongs to the label, or the prompt would end in a token of its own.
+    prompt = question.prompt.rstrip()
+    space = question.prompt[len(prompt) :]
+    start = tuple(tokenizer(prompt)["input_ids"])
+    labels = []
+    for label in question.labels:
+        whole = tuple(tokenizer(prompt + space + label)["input_ids"])
+        labels.append(whole[len(start) :])
+        if not labels[-1]:
+            raise DataError(f"a label must have a token of its own; {label!r} has none")
+    return Encoded(start, tuple(labels), question.answer)
+
+
+def score(model: ModelAdapter, encoded: Sequence[Encoded], settings: Settings) -> Scored:
+    """Score every label and let the model write its answer; active edits apply."""
+    scores: list[tuple[float, ...]] = []
+    entropy: list[float] = []
+    parsed: list[int] = []
+    total = len(encoded)
+    for start in range(0, total, settings.batch_size):
+        batch = encoded[start : start + settings.batch_size]
+        log_probs = next_token(model, batch)
+        entropy += [float(-(row.exp() * row).sum()) for row in log_probs.double()]
+        if settings.scoring == "first-token":
+            scores += first_token_scores(log_probs, batch)
+        else:
+            scores += loglikelihoods(model, batch, log_probs)
+        parsed += write_answers(model, batch, settings.max_new_tokens)
+        settings.progress(min(start + settings.batch_size, total), total)
+    answers = tuple(item.answer for item in encoded)
+    return Scored(tuple(scores), answers, tuple(parsed), tuple(entropy))
+
+
+def pad_left(
+    rows: Sequence[Sequence[int]],
+) -> tuple[Int[Tensor, "batch pos"], Int[Tensor, "batch pos"] | None]:
+    """Tokens and mask with every row ending at the same place; no mask where none is needed."""
+    longest = max(map(len, rows))
+    tokens = torch.tensor([[row[0]] * (longest - len(row)) + list(row) for row in rows])
+    if min(map(len, rows)) == longest:
+        return tokens, None
+    lengths = torch.tensor([[len(row)] for row in rows])
+    return tokens, (torch.arange(longest) >= longest - lengths).long()
+
+
+def next_token(model: ModelAdapter, batch: Sequence[Encoded]) -> Float[Tensor, "batch d_vocab"]:
+    """Log-probabilities of the token after each prompt."""
+    tokens, mask = pad_left([item.prompt for item in batch])
+    return model.logits(tokens, mask, last=1)[:, 0].log_softmax(dim=-1)
+
+
+def first_token_scores(
+    log_probs: Float[Tensor, "batch d_vocab"], batch: Sequence[Encoded]
+) -> list[tuple[float, ...]]:
+    """Log-probability of each label's first token."""
+    return [
+        tuple(float(row[label[0]]) for label in item.labels)
+        for row, item in zip(log_probs, batch, strict=True)
+    ]
+
+
+def loglikelihoods(
+    model: ModelAdapter, batch: Sequence[Encoded], log_probs: Float[Tensor, "batch d_vocab"]
+) -> list[tuple[float, ...]]:
+    """Log-probability of each whole label: the first token's, and that of the rest where it has one."""
+    scores = [list(row) for row in first_token_scores(log_probs, batch)]
+    longer = [
+        (row, index, label)
+        for row, item in enumerate(batch)
+        for index, label in enumerate(item.labels)
+        if len(label) > 1
+    ]
+    size = max(len(batch), 1)
+    for start in range(0, len(longer), size):
+        part = longer[start : start + size]
+        texts = [(*batch[row].prompt, *label[:-1]) for row, _, label in part]
+        tokens, mask = pad_left(texts)
+        deepest = max(len(label) for _, _, label in part) - 1
+        found = model.logits(tokens, mask, last=deepest).log_softmax(dim=-1)
+        for (row, index, label), logits in zip(part, found, strict=True):
+            rest = torch.tensor(label[1:])
+            picked = logits[-len(rest) :].gather(-1, rest[:, None])
+            scores[row][index] += float(picked.sum())
+    return [tuple(row) for row in scores]
+
+
+def write_answers(model: ModelAdapter, batch: Sequence[Encoded], max_new_tokens: int) -> list[int]:
+    """Let the model write, most likely token first, and read which label it wrote (-1: none)."""
+    if "generate" not in model.capabilities:
+        raise CapabilityError(
+            f"accuracy is read from what the model writes; the {model.backend} backend does not "
+            "generate; use --backend hf or transformer-lens"
+        )
+    tokens, mask = pad_left([item.prompt for item in batch])
+    written = model.generate(
+        tokens, max_new_tokens=max_new_tokens, attention_mask=mask, do_sample=False
+    )
+    decode = model.tokenizer.decode
+    return [
+        read_answer(
+            decode(row[tokens.shape[1] :], skip_special_tokens=True),
+            [decode(list(label)) for label in item.labels],
+        )
+        for row, item in zip(written, batch, strict=True)
+    ]
+
+
+def read_answer(text: str, labels: Sequence[str]) -> int:
+    """The label that a text begins with, as a whole word and in any case; -1: none."""
+    text = text.strip().lower()
+    found = -1
+    for index, label in enumerate(labels):
+        name = label.strip().lower()
+        follows = text[len(name) : len(name) + 1]
+        fits = text.startswith(name) and not follows.isalnum()
+        # Of labels that begin alike, the longer one.
+        if fits and (found < 0 or len(name) > len(labels[found].strip())):
+            found = index
+    return found
