@@ -25,7 +25,8 @@ from torch import Tensor
 N_RESIDUES = 10
 MIN_PER_RESIDUE = 2
 """Numbers with each last digit, or there is nothing to tell the digit from the number."""
-LEARNING_RATE = 3e-3
+LEARNING_RATE = 0.03
+"""Held for half of the steps, then brought to 0 on a line."""
 FOLDS = 5
 INVERSE_PENALTY = 10.0
 """scikit-learn's C of the probe, on vectors of mean square 1."""
@@ -105,6 +106,9 @@ def train_sae(
     with torch.enable_grad():
         w_d, w_e, b_e, b_d = parts = [part.requires_grad_() for part in parts]
         optimizer = torch.optim.Adam(parts, lr=LEARNING_RATE)
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: min(1.0, 2 * (1 - step / settings.steps))
+        )
         for _ in range(settings.steps):
             active = torch.relu((x - b_d) @ w_e + b_e)
             error = (x - active @ w_d - b_d).square().sum(dim=1)
@@ -112,6 +116,7 @@ def train_sae(
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+            schedule.step()
             with torch.no_grad():
                 w_d.copy_(torch.nn.functional.normalize(w_d, dim=1))
     with torch.no_grad():

@@ -29,7 +29,7 @@ from workbench.models.sublayers import HasSublayers
 
 
 @dataclass(frozen=True)
-class Path:
+class TokenPath:
     """How a token reaches a head: which of the first block's parts it passes."""
 
     mlp0: bool = True
@@ -77,7 +77,7 @@ class Vocabulary:
         return self.rows(self.sets.index(wanted))
 
 
-def vocabulary_of(model: ModelAdapter, sets: Sequence[TokenSet], path: Path) -> Vocabulary:
+def vocabulary_of(model: ModelAdapter, sets: Sequence[TokenSet], path: TokenPath) -> Vocabulary:
     """Represent and unembed every token of the sets.
 
     Raises:

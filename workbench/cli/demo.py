@@ -33,6 +33,7 @@ RECIPES: dict[str, tuple[Recipe, ...]] = {
         Recipe("builtin:natural", {"n_pos": N_POS, "inputs": "random"}),
         Recipe("builtin:natural", {"n_pos": N_POS, "inputs": "repeat"}),
     ),
+    "successor-heads": (Recipe("builtin:natural", {"n_pos": N_POS}),),
     "active-dormant": (
         Recipe({"prose": "builtin:natural", "code": "builtin:code"}, {"n_pos": N_POS}),
     ),
@@ -42,7 +43,7 @@ RECIPES: dict[str, tuple[Recipe, ...]] = {
 }
 """Probes for which the plain recipe is not the best one."""
 
-TOYS: dict[str, dict[str, str]] = {"bigram-backcopy": {}, "scan-snap": {}}
+TOYS: dict[str, dict[str, str]] = {"bigram-backcopy": {}, "scan-snap": {}, "state-space": {}}
 """Toy tasks that the demo trains, with settings that take a minute."""
 
 
