@@ -35,6 +35,8 @@ TOY_TASKS = {
     "bigram-backcopy": "toy_tasks.bigram_backcopy",
     "scan-snap": "toy_tasks.scan_snap",
     "scan-snap-sweep": "toy_tasks.scan_snap_panels",
+    "scan-snap-text": "toy_tasks.scan_snap_text",
+    "state-space": "toy_tasks.state_space",
 }
 """Module by toy task; the package holds other modules too."""
 

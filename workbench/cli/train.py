@@ -137,6 +137,14 @@ TOYS = {
         "panels of scan-snap runs over learning rates and seeds, each panel as one batch",
         partial(recorded, "scan-snap-sweep"),
     ),
+    "scan-snap-text": Toy(
+        "a transformer on words of a text by plain SGD, its attention growing sparse on record",
+        partial(recorded, "scan-snap-text"),
+    ),
+    "state-space": Toy(
+        "a selective state-space stack with and without its two refinements, side by side",
+        partial(recorded, "state-space"),
+    ),
 }
 """What can be trained, by name."""
 
