@@ -78,7 +78,9 @@ class ActiveDormantConfig:
         low=1,
     )
     n_rows: int | None = setting(
-        None, "ablated prompts in one pass; none: what 256 MiB of logits hold", low=1
+        None,
+        "ablated prompts in one pass; none: 2048 tokens, or what 256 MiB of logits hold",
+        low=1,
     )
     n_examples: int = setting(
         4, "heads whose pattern on one prompt of each domain is kept", low=0, unit="heads"

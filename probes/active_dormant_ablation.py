@@ -29,6 +29,8 @@ from workbench.models.base import ModelAdapter, ModelSpec, Site
 ABLATIONS = ("zeroed", "moved to BOS")
 LOGIT_BYTES = 256 << 20
 """Logits of one pass: they are the largest thing in it."""
+PASS_TOKENS = 2048
+"""Tokens of one pass: with more, matrix products get no faster and the rest falls out of the cache."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,8 +79,8 @@ def prompt_loss(
 
 
 def rows_at_once(spec: ModelSpec, n_pos: int, wanted: int | None) -> int:
-    """Rows of one pass: as asked, else as many as keep the logits within ``LOGIT_BYTES``."""
-    return wanted or max(1, LOGIT_BYTES // (4 * n_pos * spec.d_vocab))
+    """Rows of one pass: as asked, else within ``LOGIT_BYTES`` and ``PASS_TOKENS``."""
+    return wanted or max(1, min(LOGIT_BYTES // (4 * spec.d_vocab), PASS_TOKENS) // n_pos)
 
 
 # Ablation of all heads
