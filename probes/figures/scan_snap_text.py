@@ -1,0 +1,66 @@
+"""Figure of the scan-snap experiment on text: attention grows sparse, and stops moving."""
+
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from probes.figures.lines import line_style
+from probes.figures.theme import DASHES, SERIES, titled
+from toy_tasks.scan_snap_text import ScanSnapTextResult
+
+
+def figures(result: ScanSnapTextResult) -> dict[str, go.Figure]:
+    """The one figure."""
+    return {"attention": figure_attention(result)}
+
+
+def finding(result: ScanSnapTextResult) -> str:
+    """What the run says, in one sentence."""
+    found = result.metrics()
+    return (
+        f"the entropy of the first layer's attention went from {found['first_entropy']:.2f} to "
+        f"{found['entropy']:.2f} of that of even attention, its largest weight from "
+        f"{found['first_top_attention']:.2f} to {found['top_attention']:.2f}; from one checkpoint to "
+        f"the next it moved by {found['peak_change']:.2f} at most and by {found['last_change']:.3f} "
+        f"at the end ({found['n_steps']:.0f} steps, seed {result.config.seed})."
+    )
+
+
+def figure_attention(result: ScanSnapTextResult) -> go.Figure:
+    """Sparsity, movement and common words by layer, and the losses, on a log axis of steps."""
+    step = result.step.double().numpy()
+    panels = {
+        "entropy over even (share)": result.entropy,
+        "change since the checkpoint before (share)": result.change,
+        "attention on common words (ratio)": result.common_ratio,
+    }
+    names = [*panels, "loss (nats a word)"]
+    figure = make_subplots(1, 4, subplot_titles=names, horizontal_spacing=0.06)
+    figure.update_annotations(font_size=13)
+    for column, values in enumerate(panels.values(), start=1):
+        for layer in range(values.shape[1]):
+            figure.add_scatter(
+                x=step + 1,
+                y=values[:, layer].numpy(),
+                name=f"layer {layer}",
+                legendgroup=f"layer {layer}",
+                showlegend=column == 1,
+                mode="lines+markers",
+                line=line_style(SERIES[layer % len(SERIES)], DASHES[layer % len(DASHES)]),
+                row=1,
+                col=column,
+            )
+    losses = {"held-out": (result.loss, "solid"), "training text": (result.train_loss, "dot")}
+    for name, (loss, dash) in losses.items():
+        figure.add_scatter(
+            x=step + 1, y=loss.numpy(), name=name, line=line_style(SERIES[-1], dash), row=1, col=4
+        )
+    figure.update_xaxes(title="updates + 1 (steps)", type="log", dtick=1)
+    figure.update_yaxes(rangemode="tozero")
+    config = result.config
+    return titled(
+        figure.update_layout(height=430),
+        "On text, attention grows sparse under plain SGD",
+        f"means over heads and the later half of the queries; change: total variation distance; "
+        f"ratio below 1: the most frequent words are avoided; SGD with rate {config.lr:g}",
+        f"n = 1 run (seed {config.seed}), {config.n_held_out} held-out prompts of {config.n_pos} words",
+    )
