@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -178,7 +179,8 @@ class SelectiveStack(nn.Module):
 def positive_share(model: SelectiveStack) -> float:
     """Share of eigenvalues of S_B S_C^T with a positive real part."""
     values = []
-    for layer in model.layers:
+    layers: list[Any] = list(model.layers)
+    for layer in layers:
         n = layer.ssm_state_size
         _, b, c = layer.x_proj.weight.detach().split([layer.time_step_rank, n, n])
         values.append(torch.linalg.eigvals(b.double() @ c.double().T).real > 0)
@@ -220,8 +222,9 @@ def train_state_space(
             records.append(_kept_or_trained(config, variant, out_dir, tell))
     _save_model(config, out_dir)
     arrays = {name: torch.stack([record[name] for record in records]) for name in records[0]}
-    step = arrays.pop("step")[0].long()
-    return StateSpaceToyResult(step, **arrays, config=config)
+    names = ("loss", "accuracy", "token_norm", "positive_share")
+    step = arrays["step"][0].long()
+    return StateSpaceToyResult(step, *(arrays[name] for name in names), config)
 
 
 def _kept_or_trained(
@@ -287,7 +290,7 @@ def _measure(
 
 def _save_model(config: StateSpaceConfig, out_dir: Path) -> None:
     """All variants in one file, as the store keeps it."""
-    weights = {}
+    weights: dict[str, Tensor] = {}
     for variant in VARIANTS:
         tensors, _ = read_safetensors(out_dir / f"{variant}.safetensors")
         own = {name: x for name, x in tensors.items() if not name.startswith("record.")}

@@ -96,10 +96,22 @@ def request_of(
         "tokenizer": tokenizer_hash(folder) if is_folder else None,
         "data": None if raw is None else raw_hash(raw),
         "options": how,
-        "settings": {name: str(value) for name, value in settings.items()},
+        "settings": {name: _setting_text(value) for name, value in settings.items()},
         "environment": environment(),
     }
     return request_hash(fields)
+
+
+def _setting_text(value: Any) -> str:
+    """A setting as text; one that names a folder with the hash of the files in it."""
+    text = str(value)
+    folder = Path(text).expanduser()
+    if not text or not folder.is_dir():
+        return text
+    digest = hashlib.sha256()
+    for file in sorted(path for path in folder.iterdir() if path.is_file()):
+        digest.update(file.name.encode() + b"\0" + hashlib.sha256(file.read_bytes()).digest())
+    return f"{text}@{digest.hexdigest()}"
 
 
 def answer(store: "Store", request: str | None) -> "Result | None":

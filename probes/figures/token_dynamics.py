@@ -75,8 +75,10 @@ def figure_steps(result: WalkResult) -> go.Figure:
     }
     figure = make_subplots(1, 2, subplot_titles=list(panels), horizontal_spacing=0.1)
     figure.update_annotations(font_size=14)
+    units = ("step length (model units)", "relative step (ratio)")
     for column, values in enumerate(panels.values(), start=1):
         low, middle, high = _quartiles(values)
+        figure.update_yaxes(title=units[column - 1], row=1, col=column)
         for kind, name in enumerate(KINDS):
             figure.add_bar(
                 x=np.arange(len(middle[kind::2])),

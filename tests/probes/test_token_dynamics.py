@@ -551,6 +551,49 @@ def test_a_zero_lens_is_the_logit_lens_and_is_named_by_its_content(tmp_path):
         walk(wb.wrap(tiny_model("gpt2", n_layer=1)), tokens, config)
 
 
+def test_another_lens_in_the_same_folder_is_another_result(tiny_folder, tmp_path):
+    # Asked for by the model's name, so that the store's memory of requests is used.
+    found = []
+    for rank in range(2):
+        save_lens(
+            tmp_path / "lens", [torch.eye(16)] * 2, [rank * torch.ones(16)] * 2, "safetensors"
+        )
+        found.append(
+            wb.run(
+                "token-dynamics",
+                str(tiny_folder),
+                random_tokens(2, 8),
+                store=tmp_path / "store",
+                new_tokens=0,
+                tuned_lens=str(tmp_path / "lens"),
+            )
+        )
+        for path in (tmp_path / "lens").iterdir():
+            path.unlink()
+        (tmp_path / "lens").rmdir()
+    assert found[0].key != found[1].key
+    assert not torch.equal(found[0].tuned_kl, found[1].tuned_kl)
+    assert found[0].measured.config.tuned_lens == found[0].config["tuned_lens"]
+
+
+def test_a_killed_run_goes_on_with_the_batches_that_are_missing():
+    kept = {}
+
+    def keep(name, compute):
+        kept.setdefault(name, compute())
+        return kept[name]
+
+    model, tokens = wb.wrap(tiny_model("gpt2")), random_tokens(4, 8)
+    walk(model, tokens[:2], CONFIG, batch_size=1, keep=keep)
+    assert len(kept) == 2
+    assert all(tensor.numel() < 1000 for part in kept.values() for tensor in part.values())
+    before = dict(kept)
+    found = walk(model, tokens, CONFIG, batch_size=1, keep=keep)
+    assert len(kept) == 4
+    assert all(kept[name] is before[name] for name in before)
+    same(rows_of(found, slice(None)), rows_of(walk(model, tokens, CONFIG), slice(None)))
+
+
 def test_a_folder_without_a_lens_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"config\.json and params\.safetensors"):
         TokenDynamicsConfig(tuned_lens=str(tmp_path))
