@@ -1,5 +1,8 @@
 """One head's page: its pattern on an example of each domain, with its numbers there."""
 
+import html
+import textwrap
+
 import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
@@ -10,6 +13,8 @@ from workbench.errors import ConfigError
 
 LABELLED = 32
 """Up to so many tokens, each is written on the axes."""
+LINE = 48
+"""Characters in a line of the prompt under its pattern."""
 
 
 def figure_head(result: ActiveDormantResult, layer: int, head: int) -> go.Figure:
@@ -87,7 +92,14 @@ def _draw_pattern(
     axis: dict[str, object] = {"dtick": tick_step(length), "showgrid": False}
     if length <= LABELLED:
         axis = {"tickvals": list(range(length)), "ticktext": texts, "tickfont_size": 9}
-    figure.update_xaxes(axis | {"title": "key (token)"}, row=1, col=d + 1)
+    title = f"key (token)<br><i>{_beginning(texts)}</i>"
+    figure.update_xaxes(axis | {"title": {"text": title, "font_size": 11}}, row=1, col=d + 1)
     figure.update_yaxes(
         axis | {"autorange": "reversed", "title": "query (token)"}, row=1, col=d + 1
     )
+
+
+def _beginning(texts: list[str]) -> str:
+    """The example's first words, in two lines; plotly reads a title as HTML."""
+    shown = textwrap.shorten(" ".join("".join(texts).split()), 2 * LINE, placeholder=" ...")
+    return "<br>".join(html.escape(line) for line in textwrap.wrap(shown, LINE))

@@ -118,6 +118,7 @@ def test_a_heads_page_shows_its_patterns_with_the_tokens():
     assert second.z[2, 1] == pytest.approx(result.example_pattern[1, 1, 2, 1].item())
     assert np.isnan(second.z[1, 2])
     assert second.customdata[2][1].tolist() == ["t6", "t5"]
+    assert "t0t1t2</i>" in figure.layout.xaxis.title.text  # the prompt, without padding
     titles = [note.text for note in figure.layout.annotations]
     assert "dormant" in titles[0]
     assert "sink 0.95" in titles[0]
