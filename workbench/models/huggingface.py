@@ -41,6 +41,7 @@ from workbench.models.continuing import comes_later, prepare_residual, starting_
 from workbench.models.families import Family, family_of, read_weight
 from workbench.models.inputs import Inputs, prepare_inputs
 from workbench.models.memory import tell_pattern_memory
+from workbench.models.prefix import Prefix, check_prefix, make_prefix, with_prefix
 from workbench.models.reading import reductions
 from workbench.models.sublayers import final_norm, mlp_of_embedding
 from workbench.models.text import generate_with, pad_token
@@ -136,16 +137,41 @@ class HuggingFaceModel:
         attention_mask: Int[Tensor, "batch pos"] | None = None,
         *,
         last: int | None = None,
+        prefix: Prefix | None = None,
     ) -> Float[Tensor, "batch kept d_vocab"]:
-        """Go on from ``resid_pre`` of one block; see ``ModelAdapter``."""
+        """Go on from ``resid_pre`` of one block; see ``ModelAdapter``.
+
+        With a ``prefix``, ``resid`` and the mask are those of the positions after it.
+        """
         inputs = prepare_residual(self.spec, layer, resid, attention_mask)
+        if prefix is not None:
+            self._check_prefixes()
+            check_prefix(self.spec, prefix, inputs)
         with (
             self._lock,
             torch.set_grad_enabled(resid.requires_grad),
             self._hooked({}, inputs, layer),
             starting_at(self._blocks, layer, resid),
         ):
-            return self._logits(inputs, last).float().to(resid.device)
+            return self._logits(inputs, last, prefix).float().to(resid.device)
+
+    def prefix(self, tokens: Int[Tensor, "batch pos"]) -> Prefix:
+        """Keys and values of the first tokens of some prompts, for ``continue_from``.
+
+        Raises:
+            CapabilityError: No attention, or edits are active (one may depend on the position).
+        """
+        self._check_prefixes()
+        with self._lock:
+            return make_prefix(self.model, self._arguments(prepare_inputs(self.spec, tokens)))
+
+    def _check_prefixes(self) -> None:
+        if self.family.attn is None or self.interventions:
+            found = "is edited" if self.family.attn else f"({self.spec.family}) has none"
+            raise CapabilityError(
+                f"a prefix must be keys and values of an unedited model; {self.spec.name} {found}; "
+                "continue from the whole residual stream, without prefix"
+            )
 
     def generate(self, prompt: Any, max_new_tokens: int = 64, **options: Any) -> Any:
         """Continue a text or tokens; edits act on the prompt and on every new token."""
@@ -196,10 +222,13 @@ class HuggingFaceModel:
 
     # How it is done
 
-    def _logits(self, inputs: Inputs, last: int | None) -> Tensor:
+    def _logits(self, inputs: Inputs, last: int | None, prefix: Prefix | None = None) -> Tensor:
         # Only where they are wanted: the unembedding is a third of a small model's work.
         kept = {} if last is None else {"logits_to_keep": last}
-        logits: Tensor = self.model(**self._arguments(inputs), **kept).logits
+        arguments = self._arguments(inputs)
+        if prefix is not None:
+            arguments = with_prefix(arguments, prefix)
+        logits: Tensor = self.model(**arguments, **kept).logits
         return logits
 
     @property

@@ -1,0 +1,125 @@
+"""Keys and values of the positions before a change, made once and used by every pass after it.
+
+A search that changes position p and later ones runs the model hundreds of times on the same first p
+tokens. Their keys and values do not depend on what comes after, so they are computed once, without
+a gradient graph; ``HuggingFaceModel.continue_from(..., prefix=...)`` then takes the residual stream
+of the later positions alone.
+"""
+
+import copy
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from workbench.errors import CapabilityError, DataError
+from workbench.models.base import ModelAdapter, ModelSpec
+from workbench.models.inputs import Inputs
+
+
+@dataclass(frozen=True, eq=False)
+class Prefix:
+    """The first tokens of some prompts, as every layer's attention keeps them."""
+
+    cache: Any
+    """A transformers ``DynamicCache``; a sliding window's layers keep their last tokens only."""
+    n_prompts: int
+    n_pos: int
+    """Tokens of each prompt; none of them is padding."""
+
+    def select(self, rows: Int[Tensor, " row"]) -> "Prefix":
+        """The prefixes of some prompts, in that order; a prompt may come more than once."""
+        chosen = self.fresh()
+        for layer in chosen.layers:
+            layer.keys, layer.values = layer.keys[rows], layer.values[rows]
+        return replace(self, cache=chosen, n_prompts=len(rows))
+
+    def fresh(self) -> Any:
+        """A cache for one pass: it shares the tensors and may grow without changing this one."""
+        # A pass puts longer tensors in the place of these; the tensors themselves stay as they are.
+        cache = copy.copy(self.cache)
+        cache.layers = [copy.copy(layer) for layer in self.cache.layers]
+        return cache
+
+
+def make_prefix(model: Any, arguments: dict[str, Any]) -> Prefix:
+    """Run the first tokens through a transformers model and keep their keys and values.
+
+    Args:
+        model: With attention in every layer; unedited.
+        arguments: Of its forward pass.
+    """
+    from transformers import DynamicCache
+
+    cache = DynamicCache(config=model.config)
+    with torch.no_grad():
+        model.base_model(**{**arguments, "use_cache": True, "past_key_values": cache})
+    n_prompts, n_pos = arguments["input_ids"].shape
+    return Prefix(cache, n_prompts, n_pos)
+
+
+def check_prefix(spec: ModelSpec, prefix: Prefix, inputs: Inputs) -> None:
+    """Refuse a residual stream that does not go on from a prefix.
+
+    Raises:
+        DataError: Another number of prompts, too long together, or padding on the left.
+    """
+    batch, n_pos = inputs.tokens.shape
+    if batch != prefix.n_prompts:
+        raise DataError(
+            f"a prefix must have one row a prompt; it has {prefix.n_prompts} and resid has {batch}; "
+            "use prefix.select(rows)"
+        )
+    if prefix.n_pos + n_pos > spec.n_ctx:
+        raise DataError(
+            f"prefix and resid together must have at most n_ctx = {spec.n_ctx} positions for "
+            f"{spec.name}; got {prefix.n_pos} + {n_pos}; shorten one"
+        )
+    mask = inputs.attention_mask
+    if mask is not None and not bool(mask[:, 0].all()):
+        raise DataError(
+            "what follows a prefix must not begin with padding; got attention_mask with 0 in its "
+            "first column; pad on the right"
+        )
+
+
+def with_prefix(arguments: dict[str, Any], prefix: Prefix) -> dict[str, Any]:
+    """The arguments of a pass that goes on after a prefix."""
+    mask = arguments.get("attention_mask")
+    whole = {} if mask is None else {"attention_mask": _after_ones(mask, prefix.n_pos)}
+    return {**arguments, **whole, "past_key_values": prefix.fresh(), "use_cache": True}
+
+
+def _after_ones(mask: Int[Tensor, "batch pos"], n: int) -> Int[Tensor, "batch longer"]:
+    return torch.nn.functional.pad(mask, (n, 0), value=1)
+
+
+def prefix_of(model: ModelAdapter, tokens: Int[Tensor, "batch pos"]) -> Prefix | None:
+    """A prefix where the model can use one; None where only the whole pass is right.
+
+    Both give the same numbers; the whole pass takes longer. None for no tokens, for backends and
+    architectures without such a cache, and under edits (an edit may depend on the position).
+    """
+    make = getattr(model, "prefix", None)
+    if make is None or not tokens.shape[1] or model.interventions:
+        return None
+    try:
+        found: Prefix = make(tokens)
+    except CapabilityError:
+        return None
+    return found
+
+
+def continue_after(
+    model: Any,
+    layer: int,
+    resid: Float[Tensor, "batch pos d_model"],
+    prefix: Prefix | None,
+    last: int,
+) -> Float[Tensor, "batch last d_vocab"]:
+    """``model.continue_from`` with a prefix where there is one."""
+    given = {} if prefix is None else {"prefix": prefix}
+    logits: Tensor = model.continue_from(layer, resid, last=last, **given)
+    return logits
