@@ -3,6 +3,7 @@
 Words are runs of letters and digits, with apostrophes inside, and single marks; lower case.
 """
 
+import hashlib
 import json
 import re
 from collections import Counter
@@ -28,6 +29,12 @@ class Words:
     vocabulary: tuple[str, ...]
     train: Int[Tensor, " n"]
     held_out: Int[Tensor, " m"]
+
+    def digest(self) -> bytes:
+        """SHA-256 of all there is."""
+        digest = hashlib.sha256(json.dumps(self.vocabulary).encode())
+        digest.update(torch.cat([self.train, self.held_out]).numpy().tobytes())
+        return digest.digest()
 
 
 def read_words(path: str | None, n_words: int, n_pos: int) -> Words:
