@@ -15,6 +15,7 @@ from probes.information_flow_cross import (
     measure_cross,
     measure_direct,
     measure_left,
+    read_alone,
 )
 from probes.information_flow_encoding import (
     END,
@@ -168,7 +169,7 @@ def measure_batch(
     places = encoded.places
     alone = encode_alone(encoded, padding)
     lengths = job.lengths[batch.start : batch.start + len(batch.tokens)]
-    by_token = measure_tokens(encoded, alone.read, lengths, config.tau)
+    by_token = measure_tokens(encoded, read_alone(encoded, alone.end), lengths, config.tau)
     cross = measure_cross(encoded, padding, alone)
     found = {
         "item_of_pos": places.of_pos,

@@ -23,7 +23,7 @@ Flow as a relative change, ``direct`` and ``left`` are ours.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float
@@ -41,7 +41,7 @@ class Prototypes:
     """Every item alone in its prompt, at its own positions."""
 
     read: Float[Tensor, "prompt item d_model"]
-    """What is read of it: the item's prototype."""
+    """What is read of it at its own positions: the item's prototype."""
     before: Float[Tensor, "prompt item pos d_model"]
     """The residual stream before the patched block."""
     end: Float[Tensor, "prompt item pos d_model"]
@@ -59,10 +59,16 @@ def encode_alone(encoded: Encoded, padding: Padding) -> Prototypes:
         tokens = padding.alone(encoded.tokens, own[:, item])
         found = encoded.run(tokens, everyone, [site, END])
         before[:, item], end[:, item] = found[site], found[END]
-    read = torch.stack(
-        [encoded.reading(end[:, item], everyone)[:, item] for item in range(n_items)], dim=1
-    )
-    return Prototypes(read, before, end)
+    return Prototypes(read_alone(replace(encoded, read_prompt=False), end), before, end)
+
+
+def read_alone(
+    encoded: Encoded, end: Float[Tensor, "prompt item pos d_model"]
+) -> Float[Tensor, "prompt item d_model"]:
+    """Every item's prototype, read where ``encoded`` says."""
+    everyone = torch.arange(len(end))
+    read = [encoded.reading(end[:, item], everyone)[:, item] for item in range(end.shape[1])]
+    return torch.stack(read, dim=1)
 
 
 def relative_change(
@@ -90,7 +96,9 @@ class CrossFlow:
 
 
 def measure_cross(encoded: Encoded, padding: Padding, alone: Prototypes) -> CrossFlow:
-    """Flow matrix, leakage and its repair."""
+    """Flow matrix, leakage and its repair; items are read at their own positions."""
+    # Over the whole prompt all items are read alike: nothing could tell one from another.
+    encoded = replace(encoded, read_prompt=False)
     own = encoded.places.mask()
     exists = own.any(dim=-1)
     n_items = own.shape[1]

@@ -23,6 +23,7 @@ class FlowNumbers:
     correct_patched: Any
     predicted_redundant: Any
     route_edges: Any
+    config: Any
 
     def item_mask(self) -> Bool[Tensor, "prompt item pos"]:
         """The tokens of every item."""
@@ -108,7 +109,8 @@ class FlowNumbers:
     def _removal(self) -> dict[str, float]:
         """What removing the redundant tokens costs."""
         company = self.in_company()
-        if not bool(company.any()):
+        if not bool(company.any()) or self.config.readout == "prompt":
+            # Read over the whole prompt, all its items read alike.
             return {}
         names = ("full", "removed")
         before, after = (self.keep_set_correct[..., KEEP_SETS.index(name)] for name in names)

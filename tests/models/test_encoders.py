@@ -159,3 +159,9 @@ def test_an_encoder_refuses_what_needs_next_tokens():
     for call in calls:
         with pytest.raises(CapabilityError, match="text encoder"):
             call()
+
+
+@pytest.mark.parametrize("backend", ["transformer-lens", "nnsight"])
+def test_other_backends_refuse_an_encoder(backend, tmp_path):
+    with pytest.raises(CapabilityError, match="--backend hf"):
+        wb.load(str(save_encoder("t5", tmp_path)), backend=backend)

@@ -301,6 +301,8 @@ def test_pads_behind_the_prompt_change_no_causal_reading_and_are_a_keep_set_of_t
     pads = grown.labels["keep_set"].index("pads")
     assert float(grown.keep_set_score[..., pads].abs().max()) == 0.0
     over_all = run(model, TEXTS, pad_to=20, readout="prompt")
+    assert torch.equal(over_all.correct, grown.correct)
+    assert "accuracy_before" not in over_all.metrics()
     assert float(over_all.keep_set_score[..., pads].abs().max()) > 0.0
 
 

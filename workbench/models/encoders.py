@@ -148,6 +148,19 @@ class TextEncoder:
         )
 
 
+def refuse_encoder(model_type: str, backend: str) -> None:
+    """Refuse a text encoder on a backend that needs logits.
+
+    Raises:
+        CapabilityError: It is one.
+    """
+    if model_type in CHECKPOINTS:
+        raise CapabilityError(
+            f"the {backend} backend needs a causal language model; {model_type} is a text encoder; use "
+            "--backend hf"
+        )
+
+
 def encoder_class(model_type: str) -> Any:
     """The transformers class that loads a checkpoint's text encoder alone; None: it holds none.
 

@@ -69,6 +69,10 @@ def load(
         if model.config.model_type in ENCODERS:
             return TextEncoder(model, tokenizer, name=identity.name, revision=identity.revision)
         return HuggingFaceModel(model, tokenizer, name=identity.name, revision=identity.revision)
+    from workbench.models.checkpoint import read_config
+    from workbench.models.encoders import refuse_encoder
+
+    refuse_encoder(read_config(source).model_type, backend)
     if backend == "transformer-lens":
         from workbench.models.transformer_lens import load_bridge
 
