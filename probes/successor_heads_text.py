@@ -182,7 +182,7 @@ def _effects(
     found = model.capture(
         batch.tokens,
         sites,
-        {pattern: lambda p: most_attended(p[:, studied[1]].float())},
+        {pattern: lambda p: most_attended(p[:, studied[1]].float()).cpu()},
         attention_mask=batch.attention_mask,
     )
     heads = [model.weight("W_O", layer) for layer in layers]
