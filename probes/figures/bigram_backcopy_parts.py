@@ -19,7 +19,7 @@ def n_text(result: BigramBackcopyResult) -> str:
     config = result.config
     return (
         f"n = {len(result.sample_tokens)} held-out sequences of {config.n_pos} tokens, 1 run of "
-        f"{int(result.step[-1])} steps (seed {config.seed}, {config.n_layers} layers, "
+        f"{int(result.step[-1])} steps (seed {config.seed}, n_layers {config.n_layers}, "
         f"{config.attention} attention, {config.optimizer} lr {config.lr:g})"
     )
 

@@ -45,6 +45,38 @@ def test_it_records_what_the_contract_names(tiny):
     assert found.triggers.tolist() == [1, 43, 58]
 
 
+def test_it_keeps_patterns_of_a_few_checkpoints(tiny):
+    found, folder = tiny
+    steps = found.pattern_step.tolist()
+    assert steps[0] == 0
+    assert steps[-1] == 24
+    assert set(steps) <= set(found.step.tolist())
+    assert found.pattern.shape == (len(steps), 1, 2, 16, 16)
+    assert torch.allclose(found.pattern.sum(dim=-1), torch.ones(len(steps), 1, 2, 16))
+    model = wb.load(f"toy:{folder}")
+    again = model.capture(found.sample_tokens[:1, :-1], ["L0.pattern"])["L0.pattern"]
+    assert torch.allclose(found.pattern[-1, 0], again[0], atol=1e-6)
+
+
+def test_three_blocks_have_a_minimal_circuit_and_fewer_have_none(tiny, tmp_path):
+    assert tiny[0].backcopy_risk_circuit is None
+    found = train_bigram_backcopy(replace(TINY, n_layers=3, steps=2), tmp_path / "toy")
+    assert found.labels["circuit"] == ("whole", "minimal", "no_block:L0")
+    assert found.backcopy_risk_circuit[0] == found.backcopy_risk[-1]
+    row = found.labels["ablation"].index("no_attention:L2")
+    assert found.bigram_risk_circuit[1] == pytest.approx(found.bigram_risk_ablated[row, -1].item())
+
+
+def test_the_part_without_which_the_peak_falls_most_makes_it(tiny):
+    found, _ = tiny
+    names = found.labels["ablation"]
+    peak = torch.ones_like(found.resid_peak_ablated)
+    peak[names.index("no_attention:L0"), 0] = 0.0  # before the end
+    peak[names.index("no_mlp:L0"), -1] = 0.25
+    peak[names.index("zero_head:L0H0")] = 0.125  # a head is a part of attention, none of its own
+    assert replace(found, resid_peak_ablated=peak).peak_maker() == "no_mlp:L0"
+
+
 def test_it_is_a_toy_task_whose_result_survives_storing(tiny, tmp_path):
     found, _ = tiny
     task = find_probe("bigram-backcopy")
