@@ -101,6 +101,8 @@ def test_a_run_that_diverges_is_marked_and_stops_no_other():
     assert wild.any()
     assert torch.equal(panel.entropy[1, 0].isnan(), wild)
     assert torch.equal(panel.loss[1, 0].isnan(), wild)
+    no_number = sweep_scan_snap(config, (0,), lr_z=(1.0, 1e308), lr_ratios=(1.0,))
+    assert no_number.diverged_at.flatten().tolist() == [-1, 1]
 
 
 def test_the_standard_error_leaves_out_what_diverged():
