@@ -199,17 +199,21 @@ def _effects(
             changed = model.final_norm(resid - z[:, head] @ w_o[head])
             effects.append(logit - (changed * column).sum(dim=1))
     effect = torch.stack(effects, dim=1)
-    most, winner = effect.max(dim=1)
     seen = found[pattern][:, :-1]
     attended = batch.tokens[:, None].expand(-1, seen.shape[1], -1).gather(2, seen.clamp(min=0))
     return {
         "effect": effect.sum(dim=0)[None],
-        # No head wins where every ablation helps.
-        "winner": winner.masked_fill(most <= 0, -1),
+        "winner": winners(effect),
         "loss": _loss_increase(model, batch, found, means, studied)[prefix],
         "correct": correct,
         "seen": attended.masked_fill(seen < 0, -1)[prefix],
     }
+
+
+def winners(effect: Float[Tensor, "prefix head"]) -> Int[Tensor, " prefix"]:
+    """The head whose ablation hurts each prefix the most; -1 where none hurts."""
+    most, winner = effect.max(dim=1)
+    return winner.masked_fill(most <= 0, -1)
 
 
 def most_attended(

@@ -15,7 +15,7 @@ from probes.successor_heads_categories import (
     is_greater,
     is_next,
 )
-from probes.successor_heads_text import ablate_on_text, most_attended
+from probes.successor_heads_text import ablate_on_text, most_attended, winners
 from probes.successor_heads_tokens import find_token_sets
 from tests.models.agreement import LIBRARY_WARNINGS, through_bridge, through_nnsight
 from tests.probes.planted_successors import WordTokenizer
@@ -106,6 +106,11 @@ def test_most_attended_never_names_what_a_query_cannot_see():
         [1, 0, -1, -1, -1],
         [2, 0, -1, -1, -1],
     ]
+
+
+def test_no_head_wins_where_every_ablation_helps():
+    effect = torch.tensor([[0.1, 0.3, -1.0], [-0.5, -0.1, -0.2], [0.0, 0.0, 0.0]])
+    assert winners(effect).tolist() == [1, -1, -1]
 
 
 # The ablation, against one made by hand from a GPT-2's own modules
