@@ -169,3 +169,17 @@ def test_generation_sees_the_keys_that_only_the_prompt_must_not():
         found = model.generate(prompt, max_new_tokens=3, do_sample=False)
         step = [model.logits(found[:, :n])[0, -1].argmax().item() for n in (12, 13, 14)]
     assert found[0, 12:].tolist() == step
+
+
+def test_rows_without_a_blocked_key_stay_bit_for_bit():
+    model = wb.wrap(tiny_model("llama"))
+    tokens, blocked = random_tokens(2), torch.zeros(2, 12, 12, dtype=torch.bool)
+    blocked[0, 5, 2] = True
+    with model.edit(KnockOut.edges([(0, 11)], 12)):  # what is not seen anyway
+        plain = model.capture(tokens, ["L0.z"])["L0.z"]
+    with model.edit(KnockOut(blocked)):
+        found = model.capture(tokens, ["L0.z"])["L0.z"]
+    rows = torch.arange(12) != 5
+    assert torch.equal(found[1], plain[1])
+    assert torch.equal(found[0, rows], plain[0, rows])
+    assert not torch.allclose(found[0, 5], plain[0, 5], atol=1e-4)
