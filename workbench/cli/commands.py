@@ -6,6 +6,7 @@ import typer
 
 from workbench import __version__
 from workbench.cli import (
+    calibrate,
     demo,
     doctor,
     evaluate,
@@ -49,6 +50,7 @@ app.command("demo")(demo.demo_command)
 app.command("run", cls=run.RunCommand)(run.run_command)
 app.command("list")(listing.list_command)
 app.command("generate")(generate.generate_command)
+app.command("calibrate")(calibrate.calibrate_command)
 app.command("evaluate")(evaluate.evaluate_command)
 app.command("train")(train.train_command)
 app.command("validate")(validate.validate_command)

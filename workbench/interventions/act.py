@@ -30,7 +30,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from workbench.attention.edits import AttentionEdit, Edit, TiledCall
-from workbench.attention.streaming import PatternBlock
+from workbench.attention.streaming import (
+    PatternAccumulator,
+    PatternBlock,
+    PatternShape,
+    PatternStatistic,
+)
 from workbench.errors import ConfigError
 from workbench.interventions.base import Heads, heads_by_layer
 from workbench.models.base import ModelSpec
@@ -181,6 +186,12 @@ class RunningColumns:
         self._total: Float[Tensor, "batch head k_pos"] | None = None
         self._first_column = 0
 
+    @property
+    def total(self) -> Float[Tensor, "batch head k_pos"]:
+        """Attention that each key has received."""
+        assert self._total is not None  # at least one tile has come
+        return self._total
+
     def open(self, call: TiledCall) -> None:
         """Take notice of a new call: keys that have left the cache leave the sums."""
         gone = call.first_column - self._first_column
@@ -211,3 +222,52 @@ class RunningColumns:
         if missing > 0:
             self._total = torch.nn.functional.pad(self._total, (0, missing))
         return self._total
+
+
+@dataclass(frozen=True)
+class DampedMass(PatternStatistic):
+    """The attention that ACT would damp, summed over all rows. ``[batch head]``; 0: it does nothing.
+
+    Padding must be on the left or known by rows; the mode is that of the intervention.
+    """
+
+    act: ACT
+
+    def start(self, shape: PatternShape) -> PatternAccumulator:
+        """Begin to collect it for one layer."""
+        return _DampedMass(self.act, shape)
+
+
+class _DampedMass(PatternAccumulator):
+    def __init__(self, act: ACT, shape: PatternShape) -> None:
+        valid = shape.row_valid
+        first = torch.zeros(shape.batch, dtype=torch.long, device=shape.device)
+        n_tokens = first + shape.n_q
+        if valid is not None:
+            first, n_tokens = valid.argmax(dim=1), valid.sum(dim=1).long()
+        self._call = TiledCall(0, 0, first, n_tokens, _not_asked, _not_asked)
+        self._act, self._columns = act, RunningColumns()
+        self._mass = torch.zeros(shape.batch, shape.n_heads, device=shape.device)
+
+    def update(self, block: PatternBlock) -> None:
+        place, part = Place(self._call, block), block.pattern.float()
+        mean = self._columns.advance(place, part)
+        if self._act.mode == "causal":
+            sinks = place.tokens(after_first=self._act.protect_first)
+            sinks = sinks & (mean * place.tokens_so_far() > self._act.alpha)
+            self._mass[block.batches] += part.masked_fill(~sinks, 0.0).sum(dim=(-1, -2))
+
+    def finish(self) -> Float[Tensor, "batch head"]:
+        if self._act.mode == "causal":
+            return self._mass
+        total = self._columns.total
+        keys = torch.arange(total.shape[-1], device=total.device)
+        first, n_tokens = self._call.first_key[:, None], self._call.n_tokens[:, None]
+        after = (first + n_tokens - keys).clamp(min=1)[:, None]
+        judged = (keys > first if self._act.protect_first else keys >= first)[:, None]
+        sinks = judged & (total / after * n_tokens[:, None] > self._act.alpha)
+        return total.masked_fill(~sinks, 0.0).sum(dim=-1)
+
+
+def _not_asked(*_: Any) -> Tensor:
+    raise AssertionError("a statistic asks for neither scores nor means")

@@ -1,0 +1,282 @@
+"""Head effects, races and profiles against whole forward passes, one head at a time."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+
+import workbench as wb
+from tests.zoo import padded, random_tokens, tiny_model
+from workbench.calibration.act import calibrate_act, filter_heads
+from workbench.calibration.controls import random_heads
+from workbench.calibration.effects import Answers, Work, answers_of_rows, prepare, stock_answers
+from workbench.calibration.gradient import gradient_profile
+from workbench.calibration.one_head import OneHeadARow
+from workbench.calibration.settings import ActCalibration, Run, Splits, ZeroTuningCalibration, split
+from workbench.calibration.zerotuning import (
+    calibrate_zerotuning,
+    dominant_heads,
+    finite_profile,
+    rank_correlation,
+)
+from workbench.errors import ConfigError, DataError
+from workbench.evaluation.scoring import Encoded
+from workbench.evaluation.task import Question
+from workbench.interventions.act import ACT, DampedMass
+from workbench.models.base import Site
+
+EDITS = {
+    "zerotuning": wb.ZeroTuning(3.0),
+    "key": wb.ZeroTuning(1.5, mode="key"),
+    "act": ACT(1.2, 0.2),
+    "act full": ACT(1.2, 0.2, mode="full"),
+}
+
+
+def with_heads(edit, layer, head):
+    return dataclasses.replace(edit, heads=((layer, head),))
+
+
+def questions(n=10, n_pos=9, seed=0):
+    """Random prompts of different lengths with two random one-token labels."""
+    generator = torch.Generator().manual_seed(seed)
+    tokens = random_tokens(n, n_pos, seed=seed)
+    found = []
+    for row in range(n):
+        length = int(torch.randint(5, n_pos + 1, (1,), generator=generator))
+        labels = torch.randperm(101, generator=generator)[:2].tolist()
+        found.append(
+            Encoded(tuple(tokens[row, :length].tolist()), tuple((x,) for x in labels), row % 2)
+        )
+    return found
+
+
+@pytest.fixture(scope="module")
+def model():
+    return wb.wrap(tiny_model("llama"))
+
+
+@pytest.mark.parametrize("name", EDITS)
+def test_each_row_sees_its_own_head(model, name):
+    tokens, mask = padded(random_tokens(4, 9), [9, 6, 9, 7], "left")
+    heads = torch.tensor([0, 3, 2, 1])
+    stock = model.logits(tokens, mask)
+    for layer in (0, 1):
+        with model.edit(OneHeadARow(EDITS[name], layer, heads)):
+            together = model.logits(tokens, mask)
+        for row, head in enumerate(heads.tolist()):
+            with model.edit(with_heads(EDITS[name], layer, head)):
+                alone = model.logits(tokens, mask)
+            shown = mask[row].bool()
+            torch.testing.assert_close(together[row][shown], alone[row][shown], rtol=0, atol=1e-5)
+        assert (together - stock).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("name", EDITS)
+def test_answers_of_rows_equal_whole_passes(model, name):
+    asked = questions()
+    prepared = prepare(model, asked, None, Work())
+    rows = [(0, 1), (0, 2), (5, 0), (9, 3)]
+    for layer in (0, 1):
+        work = Work()
+        found = answers_of_rows(model, prepared, EDITS[name], layer, rows, work)
+        assert work.layer_forwards == len(rows) * (2 - layer)
+        for index, (question, head) in enumerate(rows):
+            with model.edit(with_heads(EDITS[name], layer, head)):
+                alone = stock_answers(model, [asked[question]], 1, Work())
+            assert found.margin[index] == pytest.approx(float(alone.margin), abs=1e-4)
+            assert found.entropy[index] == pytest.approx(float(alone.entropy), abs=1e-4)
+
+
+def test_answers_are_margins_and_entropies_worked_by_hand():
+    probs = torch.tensor([[0.5, 0.25, 0.25], [0.1, 0.8, 0.1]])
+    asked = [Encoded((0,), ((0,), (1,), (2,)), 0), Encoded((0,), ((1,), (2,)), 1)]
+    answers = Answers.of(probs.log(), asked)
+    torch.testing.assert_close(answers.margin, torch.tensor([2.0, 1 / 8]).log())
+    wanted = -(probs * probs.log()).sum(-1)
+    torch.testing.assert_close(answers.entropy, wanted)
+
+
+@pytest.mark.parametrize("mode", ["causal", "full"])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_head_is_touched_exactly_where_act_changes_its_pattern(model, mode, side):
+    tokens, mask = padded(random_tokens(5, 12), [12, 7, 9, 12, 5], side)
+    act = ACT(alpha=2.2, beta=0.4, mode=mode)
+    site = Site("pattern", 0)
+    mass = model.capture(tokens, [site], DampedMass(act), attention_mask=mask)[site]
+    stock = model.capture(tokens, [site], attention_mask=mask)[site]
+    with model.edit(dataclasses.replace(act, heads=tuple((0, head) for head in range(4)))):
+        edited = model.capture(tokens, [site], attention_mask=mask)[site]
+    real = mask[:, None, :, None].bool()
+    changed = ((edited - stock).abs() * real).amax(dim=(-1, -2)) > 1e-6
+    if mode == "causal" and side == "right":
+        # Rows of padding may count a sink: more is run than needed, never less.
+        assert bool((mass > 0)[changed].all())
+    else:
+        assert torch.equal(mass > 0, changed)
+    assert bool(changed.any())
+    assert not bool(changed.all())
+
+
+def brute_force(model, asked, act, layers):
+    """Every head on whole passes: kept if more answers are right than without it."""
+    stock = stock_answers(model, asked, 4, Work()).margin > 0
+    kept = []
+    for layer in layers:
+        for head in range(model.spec.n_heads):
+            with model.edit(with_heads(act, layer, head)):
+                right = stock_answers(model, asked, 4, Work()).margin > 0
+            if right.sum() > stock.sum():
+                kept.append((layer, head))
+    return kept
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("batch_size", [3, 16])
+def test_the_race_keeps_the_heads_that_brute_force_keeps(seed, batch_size):
+    model = wb.wrap(tiny_model("gpt2", seed=seed, n_layer=4))
+    asked = questions(24, seed=seed)
+    act = ACT(alpha=1.5, beta=0.1)
+    race, work = filter_heads(model, asked, act, range(4), Run(batch_size))
+    kept = [head for head in race.won if race.won[head] > race.lost[head]]
+    assert kept == brute_force(model, asked, act, range(4))
+    naive = (4 * 4 + 1) * len(asked) * 4
+    assert work.layer_forwards < naive
+
+
+def test_a_race_that_was_broken_off_goes_on(model, tmp_path):
+    from workbench.store.pieces import Pieces
+
+    asked, act = questions(16), ACT(alpha=1.5, beta=0.1)
+    whole = filter_heads(model, asked, act, range(2), Run(4))
+
+    def stop(done, total):
+        raise KeyboardInterrupt
+
+    pieces = Pieces(tmp_path, "a" * 64)
+    with pytest.raises(KeyboardInterrupt):
+        filter_heads(
+            model, asked, act, range(2), Run(4, progress=stop, piece=pieces.get_or_compute)
+        )
+    assert list((tmp_path / "pieces").rglob("*.safetensors"))
+    again = filter_heads(model, asked, act, range(2), Run(4, piece=pieces.get_or_compute))
+    assert again == whole
+
+
+def test_the_gradient_is_that_of_small_gammas(model):
+    asked = questions(6)
+    for objective in ("accuracy", "entropy"):
+        gradient = gradient_profile(model, asked, objective, 4, Work())
+        step = 1e-2
+        for layer, head in ((0, 1), (1, 3)):
+            values = []
+            for sign in (1, -1):
+                gamma = float(torch.exp(torch.tensor(sign * step)))
+                with model.edit(wb.ZeroTuning(gamma, ((layer, head),))):
+                    answers = stock_answers(model, asked, 4, Work())
+                values.append(answers.margin if objective == "accuracy" else -answers.entropy)
+            numeric = float((values[0] - values[1]).mean()) / (2 * step)
+            assert float(gradient[layer, head]) == pytest.approx(numeric, abs=2e-3)
+        assert gradient.abs().max() > 0.01
+
+
+def test_the_finite_profile_is_the_change_under_each_head_alone(model):
+    asked = questions(7)
+    config = ZeroTuningCalibration(objective="entropy", probe_gamma=2.5)
+    effect = finite_profile(model, asked, config, Run(3), Work())
+    stock = stock_answers(model, asked, 7, Work()).entropy.mean()
+    for layer in range(2):
+        for head in range(4):
+            with model.edit(wb.ZeroTuning(2.5, ((layer, head),))):
+                edited = stock_answers(model, asked, 7, Work()).entropy.mean()
+            assert float(effect[layer, head]) == pytest.approx(float(stock - edited), abs=1e-4)
+    down = finite_profile(
+        model, asked, dataclasses.replace(config, probe_gamma=1 / 2.5), Run(3), Work()
+    )
+    assert rank_correlation(effect, down) > 0  # a probe below 1 is read the other way round
+
+
+def test_the_dominant_type_gives_the_strongest_heads_and_no_other():
+    effect = torch.tensor([[0.3, -0.1, 0.2], [0.1, 0.0, -0.4]])
+    assert dominant_heads(effect, 0.34) == (True, ((0, 0), (0, 2)))
+    assert dominant_heads(effect, 1.0) == (True, ((0, 0), (0, 2), (1, 0)))
+    assert dominant_heads(-effect, 0.17) == (False, ((0, 0),))
+    assert dominant_heads(torch.zeros(2, 2), 0.5) == (True, ())
+
+
+def made_up(n):
+    words = ["good", "bad", "fine", "poor", "great", "awful"]
+    return [
+        Question(f"Review {i}: a {words[i % 6]} film\nSentiment:", (" good", " bad"), i % 2)
+        for i in range(n)
+    ]
+
+
+def test_parts_share_no_prompt_and_depend_on_the_seed():
+    asked = made_up(40) + made_up(10)
+    parts = split(asked, 0)
+    sets = [
+        {item.prompt for item in part} for part in (parts.profile, parts.validation, parts.test)
+    ]
+    assert [len(each) for each in sets] == [20, 10, 10]
+    assert not sets[0] & sets[1]
+    assert not (sets[0] | sets[1]) & sets[2]
+    assert split(asked, 0) == parts
+    assert split(asked, 1) != parts
+    with pytest.raises(DataError, match="at least 8 different questions"):
+        split(made_up(7), 0)
+
+
+@pytest.fixture(scope="module")
+def demo():
+    return wb.load("demo")
+
+
+def test_a_calibrated_zerotuning_is_a_file_that_loads(demo):
+    parts = split(made_up(16), 0)
+    config = ZeroTuningCalibration(objective="entropy", gammas=(0.5, 2.0))
+    found = calibrate_zerotuning(demo, parts, config, Run(16))
+    document = json.loads(json.dumps(found.document(demo.spec, {"task": "x"}, config)))
+    assert document["layers"] == 4
+    assert document["model"] == demo.spec.name
+    assert set(document["calibration"]["table"]) == {"uncalibrated", "calibrated", "random_heads"}
+    assert document["calibration"]["table"]["calibrated"]["n"] == len(parts.test)
+    assert -1.0 <= document["calibration"]["scores"]["gradient_rank_correlation"] <= 1.0
+    validation = document["calibration"]["scores"]
+    if found.heads:  # what was chosen beats the uncalibrated model where it was chosen
+        assert (
+            validation["validation"][str(found.settings["gamma"])]
+            > validation["validation_uncalibrated"]
+        )
+    with demo.edit(document):
+        (active,) = demo.interventions
+        assert active.heads == found.heads
+        assert active.gamma == found.settings["gamma"]
+
+
+def test_a_calibrated_act_is_a_file_that_loads_and_says_what_it_spent(demo):
+    parts = split(made_up(16), 0)
+    config = ActCalibration(alpha=2.0, skip_first_layers=0, skip_last_layers=1)
+    found = calibrate_act(demo, parts, config, Run(16))
+    document = found.document(demo.spec, {"task": "x"}, config)
+    assert found.layer_forwards < found.layer_forwards_naive
+    assert all(layer < 3 for layer, _ in found.heads)
+    with demo.edit(document):
+        assert demo.interventions == (ACT(2.0, 0.4, found.heads),)
+
+
+def test_random_heads_are_as_many_and_seeded(model):
+    assert len(random_heads(model, 5, 0)) == 5
+    assert random_heads(model, 5, 0) == random_heads(model, 5, 0)
+    assert random_heads(model, 5, 0) != random_heads(model, 5, 1)
+
+
+def test_what_cannot_calibrate_is_refused(demo):
+    with pytest.raises(ConfigError, match="probe_gamma must not be 1"):
+        ZeroTuningCalibration(probe_gamma=1.0)
+    with pytest.raises(ConfigError, match="beta must be below 1"):
+        ActCalibration(beta=1.0)
+    parts = Splits(made_up(4), made_up(4), made_up(4))
+    with pytest.raises(ConfigError, match="skipped layers must leave"):
+        calibrate_act(demo, parts, ActCalibration(skip_first_layers=4), Run())

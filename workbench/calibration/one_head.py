@@ -1,0 +1,61 @@
+"""Each row of a batch under an intervention on a head of its own, in one forward pass."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from workbench.attention.edits import AttentionCall, AttentionEdit, Edit, TiledCall
+from workbench.attention.streaming import PatternBlock
+from workbench.models.base import ModelSpec
+
+
+@dataclass(frozen=True, eq=False)
+class OneHeadARow:
+    """An intervention on one layer, on the chosen head of each row only."""
+
+    intervention: Any
+    """A dataclass with ``heads``, of attention edits; the rows' heads take the place of its own."""
+    layer: int
+    head: Int[Tensor, " batch"]
+    """The head that is changed in each row."""
+    name: str = "one-head-a-row"
+
+    def plan(self, spec: ModelSpec) -> list[Edit]:
+        """The intervention's edit of the layer, mixed with what was there before."""
+        heads = tuple((self.layer, head) for head in range(spec.n_heads))
+        edits = replace(self.intervention, heads=heads).plan(spec)
+        chosen = torch.nn.functional.one_hot(self.head, spec.n_heads).bool()
+        return [_where(chosen, edit) for edit in edits if isinstance(edit, AttentionEdit)]
+
+
+def _where(chosen: Bool[Tensor, "batch head"], edit: AttentionEdit) -> AttentionEdit:
+    """An edit that reaches the chosen heads of each row alone."""
+    if edit.begin is not None:
+        begin_all = edit.begin
+
+        def begin(call: TiledCall) -> Callable[[PatternBlock], Tensor]:
+            change = begin_all(call)
+
+            def change_chosen(block: PatternBlock) -> Tensor:
+                here = chosen[block.batches].to(block.pattern.device)[..., None, None]
+                return torch.where(here, change(block), block.pattern)
+
+            return change_chosen
+
+        return AttentionEdit(edit.layer, None, None, begin)
+    output_all, pattern_all = edit.output, edit.pattern
+    assert output_all is not None  # an edit without ``begin`` has both forms
+    assert pattern_all is not None
+
+    def output(call: AttentionCall, z: Tensor) -> Tensor:
+        return torch.where(chosen.to(z.device)[:, None, :, None], output_all(call, z), z)
+
+    def pattern(pattern: Tensor, first_key: Tensor) -> Tensor:
+        here = chosen.to(pattern.device)[..., None, None]
+        return torch.where(here, pattern_all(pattern, first_key), pattern)
+
+    return AttentionEdit(edit.layer, output, pattern)
