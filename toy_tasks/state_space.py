@@ -9,9 +9,6 @@ with one signal token in its first half; the class of the signal is read from th
 variants start from the same weights and see the same batches: free; positive, negative and mixed, by
 ``exclude_regime``; reordered, the first layer behind a soft sort by importance.
 
-Recorded along training: loss and accuracy on fixed sequences, the share of positive eigenvalues, and
-how token norms change from layer to layer.
-
 Paper: Vo et al. 2025, "Demystifying the Token Dynamics of Deep Selective State Space Models",
 arXiv:2410.03292. Their runs are WikiText-103 and ImageNet; the task here is ours.
 """
@@ -198,12 +195,11 @@ def train_state_space(
 ) -> StateSpaceToyResult:
     """Train a selective stack with and without the refinements on one recall task.
 
-    Each variant's weights and record are written when it is done; a run that was stopped goes on with
-    the variants that are missing.
+    A stopped run goes on with the variants that are missing: each is written when it is done.
 
     Raises:
         TrainingError: a loss became infinite, or the folder holds a run of other settings.
-        KeyboardInterrupt: after Ctrl-C, between two updates.
+        KeyboardInterrupt: after Ctrl-C.
     """
     out_dir.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
@@ -222,9 +218,14 @@ def train_state_space(
             records.append(_kept_or_trained(config, variant, out_dir, tell))
     _save_model(config, out_dir)
     arrays = {name: torch.stack([record[name] for record in records]) for name in records[0]}
-    names = ("loss", "accuracy", "token_norm", "positive_share")
-    step = arrays["step"][0].long()
-    return StateSpaceToyResult(step, *(arrays[name] for name in names), config)
+    return StateSpaceToyResult(
+        arrays["step"][0].long(),
+        arrays["loss"],
+        arrays["accuracy"],
+        arrays["token_norm"],
+        arrays["positive_share"],
+        config,
+    )
 
 
 def _kept_or_trained(
@@ -289,12 +290,11 @@ def _measure(
 
 
 def _save_model(config: StateSpaceConfig, out_dir: Path) -> None:
-    """All variants in one file, as the store keeps it."""
     weights: dict[str, Tensor] = {}
     for variant in VARIANTS:
         tensors, _ = read_safetensors(out_dir / f"{variant}.safetensors")
         own = {name: x for name, x in tensors.items() if not name.startswith("record.")}
         weights |= {f"{variant}.{name}": x for name, x in own.items()}
     write_safetensors(weights, out_dir / "model.safetensors", {"format": "pt"})
-    described = {"model_type": "state-space"} | asdict(config)
-    (out_dir / "config.json").write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
+    described = json.dumps({"model_type": "state-space"} | asdict(config), indent=1)
+    (out_dir / "config.json").write_text(described + "\n", encoding="utf-8")
