@@ -40,6 +40,20 @@ RECIPES: dict[str, tuple[Recipe, ...]] = {
     "information-flow": (
         Recipe("builtin:items", {"knockout": True, "routes": True, "classifier_folds": 4}),
     ),
+    "reachability": (
+        Recipe(
+            "builtin:natural",
+            {
+                "n_pos": 40,
+                "limit": 8,
+                "k_max": 4,
+                "shortlist": 64,
+                "candidates": 32,
+                "iterations": 6,
+                "batch": 48,
+            },
+        ),
+    ),
 }
 """Probes for which the plain recipe is not the best one."""
 
