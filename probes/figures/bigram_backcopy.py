@@ -92,20 +92,28 @@ def figure_theory(result: BigramBackcopyResult) -> go.Figure:
         1, 2, subplot_titles=["sink logit gap", "value norm |v W_O|"], horizontal_spacing=0.12
     )
     figure.update_annotations(font_size=14)
-    step, measured = result.step[1:].tolist(), {"mode": "lines+markers"}
-    theory = {"mode": "lines", "line": line_style(SERIES[1], "dash")}
+    step = result.step[1:].tolist()
+    first, theory, others = (
+        {"mode": mode, "line": line_style(color, dash)}
+        for mode, color, dash in (
+            ("lines+markers", SERIES[0], "solid"),
+            ("lines", SERIES[1], "dash"),
+            ("lines+markers", SERIES[2], "dot"),
+        )
+    )
     gap, grown = result.sink_logit_gap[1:].tolist(), growing_gap(result)
     bos, rest = result.value_norm_bos[1:], result.value_norm_rest[1:]
     curves = [
-        (1, "first token", gap, measured | {"line": line_style(SERIES[0])}),
+        (1, "first token", gap, first),
         (1, "theory: 1/2 ln t + c", grown, theory),
-        (2, "first token", bos.tolist(), measured | {"line": line_style(SERIES[0])}),
+        (2, "first token", bos.tolist(), first),
         (2, "theory: at rest", result.value_norm_stationary[1:].tolist(), theory),
-        (2, "the other tokens", rest.tolist(), measured | {"line": line_style(SERIES[2], "dot")}),
+        (2, "the other tokens", rest.tolist(), others),
     ]
     for column, name, y, style in curves:
-        shown = {"legendgroup": name, "showlegend": (column, name) != (2, "first token")}
-        figure.add_scatter(x=step, y=y, name=name, row=1, col=column, **shown, **style)
+        listed = (column, name) != (2, "first token")
+        line = go.Scatter(x=step, y=y, name=name, legendgroup=name, showlegend=listed, **style)
+        figure.add_trace(line, row=1, col=column)
     figure.update_xaxes(log_axis(np.asarray(step, dtype=float)), title_text="updates (steps)")
     figure.update_yaxes(title_text="score (nats)", row=1, col=1)
     norms = np.concatenate([bos.numpy(), rest.numpy(), result.value_norm_stationary[1:].numpy()])
