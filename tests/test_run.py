@@ -287,3 +287,19 @@ def test_optional_prompts_reach_the_probe_only_when_it_takes_them(
     assert wb.run("counting", model, tokens).metrics()["n_prompts"] == 3
     assert wb.run("ignoring", model, tokens).metrics()["n_prompts"] == 0
     assert wb.run("counting", model).key != wb.run("counting", model, tokens).key
+
+
+def test_a_request_is_another_when_a_part_of_the_probe_changes(tmp_path):
+    from workbench.requests import _sources_hash
+
+    source = tmp_path / "walk.py"
+    source.write_text("a")
+    (tmp_path / "walking.py").write_text("another probe")
+    alone = _sources_hash(source)
+    (tmp_path / "walk_lens.py").write_text("b")
+    whole = _sources_hash(source)
+    (tmp_path / "walk_lens.py").write_text("c")
+    changed = _sources_hash(source)
+    (tmp_path / "walking.py").write_text("changed")
+    assert len({alone, whole, changed}) == 3
+    assert _sources_hash(source) == changed

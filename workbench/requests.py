@@ -91,7 +91,7 @@ def request_of(
     for name in ("batch_size", "cache", "device"):  # none of them changes the numbers
         del how[name]
     fields = {
-        "probe": [probe, hashlib.sha256(source.read_bytes()).hexdigest()],
+        "probe": [probe, _sources_hash(source)],
         "model": [model if not is_folder else folder.resolve().name, revision],
         "tokenizer": tokenizer_hash(folder) if is_folder else None,
         "data": None if raw is None else raw_hash(raw),
@@ -100,6 +100,12 @@ def request_of(
         "environment": environment(),
     }
     return request_hash(fields)
+
+
+def _sources_hash(source: Path) -> str:
+    """Hash of a probe's module and of its parts, which bear its name and more."""
+    parts = [source, *sorted(source.parent.glob(f"{source.stem}_*.py"))]
+    return hashlib.sha256(b"\0".join(part.read_bytes() for part in parts)).hexdigest()
 
 
 def _setting_text(value: Any) -> str:
