@@ -86,6 +86,8 @@ def force_tokens(
     descent: Descent,
     at_once: int,
     finished: Callable[[int, Reached], None],
+    *,
+    passed: Callable[[float], None] | None = None,
 ) -> int:
     """Search perturbations for all problems, so many at once; tell about each when it ends.
 
@@ -98,6 +100,7 @@ def force_tokens(
         descent: The search.
         at_once: Problems of one pass.
         finished: Called with a problem's index and what it reached, as soon as it ends.
+        passed: Called after every pass with the lowest loss of the problems in work.
 
     Returns:
         Problems of one pass at the end: less than ``at_once`` where memory did not suffice.
@@ -111,6 +114,8 @@ def force_tokens(
         waiting = waiting[room:]
         judged, at_once = _judge_in_parts(logits_of, slots, problems, descent, at_once)
         slots = _keep_best(slots, judged)
+        if passed is not None:
+            passed(float(slots.loss.min()))
         ended = (slots.n_steps >= descent.steps) | (judged.n_correct == n_target[slots.problem])
         for row in ended.nonzero()[:, 0].tolist():
             finished(int(slots.problem[row]), _reached(slots, row))

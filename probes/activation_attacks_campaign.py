@@ -1,0 +1,166 @@
+"""Tries attackers and lengths, keeps every problem that ends at once, and says where it stands."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from probes.activation_attacks_bench import Bench, Cell, Outcome, Problem, solve
+from probes.activation_attacks_config import ActivationAttackConfig
+from probes.activation_attacks_replay import agrees_with_generation
+from probes.activation_attacks_tokens import substitute
+from workbench.context import Context
+
+
+class _NotYetError(Exception):
+    """A part that was not kept."""
+
+
+@dataclass
+class Campaign:
+    """All problems of a run, and what became of them."""
+
+    bench: Bench
+    config: ActivationAttackConfig
+    context: Context
+    outcomes: dict[Problem, Outcome] = field(default_factory=dict)
+    agrees: dict[Problem, bool] = field(default_factory=dict)
+    """Whether greedy generation confirms the outcome."""
+    standing: "Standing" = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.standing = Standing(self.context.status, self.config.n_seeds)
+
+    def perturb(self, asked: list[tuple[Cell, int]]) -> dict[tuple[Cell, int], Tensor]:
+        """Attack with activations; see ``activation_attacks_search.Evaluate``."""
+        rows = range(self.config.n_seeds)
+        problems = [Problem(cell, t, row) for cell, t in asked for row in rows]
+        kept = {problem: self._kept(problem.name) for problem in problems}
+        for problem, part in kept.items():
+            if part is not None:
+                self._add(problem, _outcome(part))
+        todo = [problem for problem, part in kept.items() if part is None]
+        descent = self.config.descent
+        self.bench = solve(self.bench, todo, descent, self._finished, self.standing.passed)
+        if self.config.check_generation:
+            self._check(problems)
+        return {
+            (cell, t): torch.tensor(
+                [self.outcomes[Problem(cell, t, row)].n_correct / t for row in rows]
+            )
+            for cell, t in asked
+        }
+
+    def replace_tokens(self, asked: list[tuple[Cell, int]]) -> dict[tuple[Cell, int], Tensor]:
+        """Attack with tokens; see ``activation_attacks_search.Evaluate``."""
+
+        def share(cell: Cell, t: int, row: int) -> float:
+            part = self.context.piece(
+                f"tokens-{Problem(cell, t, row).name}", lambda: self._substituted(cell, t, row)
+            )
+            solved = int(part["n_correct"]) == t
+            self.standing.ended(float(part["loss"]), solved=solved)
+            return int(part["n_correct"]) / t
+
+        rows = range(self.config.n_seeds)
+        return {(cell, t): torch.tensor([share(cell, t, row) for row in rows]) for cell, t in asked}
+
+    def report(self, what: str) -> Callable[[int, int], None]:
+        """Tells how many tries of a search are done, of how many."""
+
+        def tell(done: int, expected: int) -> None:
+            self.standing.begin(what, done, expected)
+            self.context.progress(done, expected)
+
+        return tell
+
+    def _substituted(self, cell: Cell, t: int, row: int) -> dict[str, Tensor]:
+        found = substitute(self.bench, row, cell.positions, t, self.config.shortlist)
+        return {
+            "n_correct": torch.tensor(found.n_correct),
+            "loss": torch.tensor(found.loss),
+            "tokens": found.tokens,
+        }
+
+    def _kept(self, name: str) -> dict[str, Tensor] | None:
+        def missing() -> dict[str, Tensor]:
+            raise _NotYetError
+
+        try:
+            return self.context.piece(name, missing)
+        except _NotYetError:
+            return None
+
+    def _finished(self, problem: Problem, outcome: Outcome) -> None:
+        self.context.piece(problem.name, lambda: _part(outcome))
+        self._add(problem, outcome)
+
+    def _add(self, problem: Problem, outcome: Outcome) -> None:
+        self.outcomes[problem] = outcome
+        self.standing.ended(outcome.loss, solved=outcome.n_correct == problem.n_target)
+
+    def _check(self, problems: list[Problem]) -> None:
+        size = self.bench.at_most or len(problems)
+        for start in range(0, len(problems), size):
+            part = problems[start : start + size]
+            outcomes = [self.outcomes[problem] for problem in part]
+            found = agrees_with_generation(self.bench, part, outcomes)
+            self.agrees.update(zip(part, found, strict=True))
+
+
+@dataclass
+class Standing:
+    """One line: what is searched, how much is solved, the best loss, and the time left."""
+
+    show: Callable[[str], None]
+    n_seeds: int
+    what: str = ""
+    n_ended: int = 0
+    n_solved: int = 0
+    n_expected: int = 0
+    best_loss: float = float("inf")
+    start: float = field(default_factory=time.monotonic)
+
+    def begin(self, what: str, done: int, expected: int) -> None:
+        """A new round; the first of a search forgets the search before."""
+        if what != self.what:
+            self.what, self.n_ended, self.n_solved = what, 0, 0
+            self.start = time.monotonic()
+        self.n_expected = expected * self.n_seeds
+        self.best_loss = float("inf")
+
+    def passed(self, best_loss: float) -> None:
+        """One pass was made."""
+        self.best_loss = min(self.best_loss, best_loss)
+        self._show()
+
+    def ended(self, loss: float, *, solved: bool) -> None:
+        """One problem has ended."""
+        self.n_ended += 1
+        self.n_solved += int(solved)
+        self.best_loss = min(self.best_loss, loss)
+        self._show()
+
+    def _show(self) -> None:
+        left = max(0, self.n_expected - self.n_ended)
+        seconds = (time.monotonic() - self.start) / max(1, self.n_ended) * left
+        eta = f"about {seconds:.0f} s left" if self.n_ended else "time left not known yet"
+        self.show(
+            f"{self.what}: {self.n_solved} of {self.n_ended} solved, best loss "
+            f"{self.best_loss:.3g} nats, {eta}"
+        )
+
+
+def _part(outcome: Outcome) -> dict[str, Tensor]:
+    numbers = [getattr(outcome, name) for name in Outcome._fields[1:]]
+    return {
+        "perturbation": outcome.perturbation,
+        "numbers": torch.tensor([float(number) for number in numbers], dtype=torch.float64),
+    }
+
+
+def _outcome(part: dict[str, Tensor]) -> Outcome:
+    n_correct, is_argmax, loss, n_steps, ratio = part["numbers"].tolist()
+    return Outcome(part["perturbation"], int(n_correct), bool(is_argmax), loss, int(n_steps), ratio)
