@@ -139,7 +139,7 @@ def head_bounds(
     model: ModelAdapter,
     problems: Sequence[Problem],
     k: Int[Tensor, " pair"],
-    prompts: Sequence[Int[Tensor, " k"]],
+    prompts: Sequence[Int[Tensor, " _"]],
     context: Context,
 ) -> dict[str, Tensor]:
     """Found against possible for each pair and head of layer 0; {} where heads cannot be read."""

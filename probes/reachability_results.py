@@ -168,7 +168,7 @@ class ReachabilityResult:
         return columns
 
 
-def padded_prompts(prompts: list[Int[Tensor, " length"]], k_max: int) -> Int[Tensor, "pair k_max"]:
+def padded_prompts(prompts: list[Int[Tensor, " _"]], k_max: int) -> Int[Tensor, "pair k_max"]:
     """Controls side by side, -1 past their ends."""
     rows = torch.full((len(prompts), k_max), -1, dtype=torch.long)
     for row, prompt in zip(rows, prompts, strict=True):

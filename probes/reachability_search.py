@@ -96,7 +96,7 @@ def _digits(numbers: Int[Tensor, " n"], k: int, base: int) -> Int[Tensor, "n k"]
 def greedy_step(
     scorer: Scorer,
     problems: Sequence[Problem],
-    tails: Sequence[Int[Tensor, " tail"]],
+    tails: Sequence[Int[Tensor, " _"]],
     n_tokens: int,
     shortlist: int | None = None,
 ) -> list[Attempt]:
@@ -131,7 +131,7 @@ def _shortlisted(
 
 
 def score_controls(
-    scorer: Scorer, problems: Sequence[Problem], controls: Sequence[Int[Tensor, "n k"]]
+    scorer: Scorer, problems: Sequence[Problem], controls: Sequence[Int[Tensor, "_ _"]]
 ) -> list[Scores]:
     """Score each problem's controls for its target, all problems together."""
     pairs = zip(problems, controls, strict=True)
@@ -233,7 +233,7 @@ def gradient_search(
 
 def _proposals(
     scorer: Scorer, walks: Sequence[Walk], config: ReachabilityConfig
-) -> list[Int[Tensor, "n k"]]:
+) -> list[Int[Tensor, "_ _"]]:
     """New controls of every walk, from gradients taken together."""
     found: dict[int, Tensor] = {}
     rows = [walk.problem.state.rows(walk.current[None]) for walk in walks]

@@ -11,7 +11,7 @@ from workbench.models.base import ModelAdapter
 
 
 def describe_pairs(
-    model: ModelAdapter, problems: Sequence[Problem], prompts: Sequence[Int[Tensor, " k"]]
+    model: ModelAdapter, problems: Sequence[Problem], prompts: Sequence[Int[Tensor, " _"]]
 ) -> dict[str, tuple[str, ...]]:
     """Text of every pair; ids in brackets where the model has no tokenizer."""
     return {
@@ -31,7 +31,7 @@ def reached_as_text(
     model: ModelAdapter,
     problems: Sequence[Problem],
     k: Int[Tensor, " pair"],
-    prompts: Sequence[Int[Tensor, " k"]],
+    prompts: Sequence[Int[Tensor, " _"]],
 ) -> Bool[Tensor, " pair"]:
     """Whether the target is still reached when control and state are written out and read again.
 

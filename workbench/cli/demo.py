@@ -44,13 +44,13 @@ RECIPES: dict[str, tuple[Recipe, ...]] = {
         Recipe(
             "builtin:natural",
             {
-                "n_pos": 40,
+                "n_pos": 24,
                 "limit": 8,
                 "k_max": 4,
-                "shortlist": 64,
-                "candidates": 32,
-                "iterations": 6,
-                "batch": 48,
+                "shortlist": 48,
+                "candidates": 16,
+                "iterations": 5,
+                "batch": 32,
             },
         ),
     ),
