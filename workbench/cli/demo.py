@@ -28,6 +28,20 @@ class Recipe:
 
 
 RECIPES: dict[str, tuple[Recipe, ...]] = {
+    "activation-attacks": (
+        Recipe(
+            None,
+            {
+                "n_attacked": (1, 2),
+                "n_seeds": 2,
+                "context": 16,
+                "steps": 60,
+                "t_limit": 16,
+                "shortlist": 32,
+                "token_limit": 2,
+            },
+        ),
+    ),
     "attention-sinks": (
         Recipe("builtin:natural", {"n_pos": N_POS}),
         Recipe("builtin:natural", {"n_pos": N_POS, "inputs": "random"}),
