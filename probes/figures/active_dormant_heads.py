@@ -102,4 +102,4 @@ def _draw_pattern(
 def _beginning(texts: list[str]) -> str:
     """The example's first words, in two lines; plotly reads a title as HTML."""
     shown = textwrap.shorten(" ".join("".join(texts).split()), 2 * LINE, placeholder=" ...")
-    return "<br>".join(html.escape(line) for line in textwrap.wrap(shown, LINE))
+    return "<br>".join(html.escape(line, quote=False) for line in textwrap.wrap(shown, LINE))

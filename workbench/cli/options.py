@@ -134,7 +134,7 @@ def offering_models(name: str) -> Iterator[None]:
         yield
     except ModelError as error:
         near = difflib.get_close_matches(name, _models_beside(name), n=1)
-        if not near or Path(name).exists():
+        if not near or near[0] == name or Path(name).exists():
             raise
         raise ModelError(f"{error}. Did you mean {near[0]!r}?") from error
 
