@@ -198,7 +198,7 @@ def test_a_head_that_writes_much_excludes_less():
     )
     counts = [
         int(measure_reachability(one_layer(0, write), tokens, config).bound_excluded.sum())
-        for write in (0.0, 0.3, 30.0)
+        for write in (0.0, 4.0, 30.0)
     ]
     assert counts[0] == 9  # nothing is written, so only the model's own choice remains
     assert counts[0] > counts[1] > counts[2]
