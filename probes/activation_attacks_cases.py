@@ -16,6 +16,8 @@ LONGEST = 1000
 TIED = 1e-6
 """Relative distance of two unembeddings that are the same up to rounding."""
 MAX_REDRAWS = 200
+TRIED_POINTS = 3
+SLOPE_STEP = 1e-3
 
 
 @dataclass(frozen=True)
@@ -171,24 +173,47 @@ def dimension_mask(
 def refuse_without_gradients(model: ModelAdapter, layer: int) -> None:
     """Try a gradient: quantised kernels have none, whatever the backend says.
 
+    A layer without one may hide behind the residual stream, which goes around it; so in float32 the
+    gradient must also be the slope of the logits.
+
     Raises:
         CapabilityError: Names the backend that could.
     """
-    resid = torch.ones(1, 2, model.spec.d_model, requires_grad=True)
-    found: Tensor | None = None
+    generator = torch.Generator().manual_seed(0)
+    reason = ""
+    for _ in range(TRIED_POINTS):  # a kink or a change of expert may spoil one
+        resid = torch.randn(1, 2, model.spec.d_model, generator=generator)
+        reason = _gradient_fault(model, layer, resid)
+        if not reason:
+            return
+    raise CapabilityError(
+        f"activation attacks need gradients of the logits; {model.spec.name} ({model.dtype}) on "
+        f"{model.backend} gives none ({reason}); load float weights with --backend hf --dtype "
+        "float32 or bfloat16, without int8"
+    )
+
+
+def _gradient_fault(model: ModelAdapter, layer: int, resid: Float[Tensor, "1 pos d_model"]) -> str:
+    """What is wrong with the gradient at one point; "" if nothing is."""
+
+    def value(resid: Tensor) -> Tensor:
+        return model.continue_from(layer, resid, last=1).log_softmax(dim=-1)[0, 0, 0]
+
+    wanted = resid.clone().requires_grad_()
     try:
-        logits = model.continue_from(layer, resid, last=1)
-        (found,) = torch.autograd.grad(logits.std(), resid, allow_unused=True)
+        (gradient,) = torch.autograd.grad(value(wanted), wanted, allow_unused=True)
     except RuntimeError as error:
-        reason = str(error).strip().splitlines()[0][:120]
-    else:
-        reason = "the gradient is empty"
-    if found is None:
-        raise CapabilityError(
-            f"activation attacks need gradients of the logits; {model.spec.name} ({model.dtype}) on "
-            f"{model.backend} gives none ({reason}); load float weights with --backend hf --dtype "
-            "float32 or bfloat16, without int8"
-        )
+        return str(error).strip().splitlines()[0][:120]
+    if gradient is None:
+        return "the gradient is empty"
+    if model.dtype != "float32":
+        return ""  # too coarse for a difference quotient
+    length = gradient.norm()
+    step = SLOPE_STEP * gradient / length.clamp(min=1e-30)
+    slope = (value(resid + step) - value(resid - step)) / (2 * SLOPE_STEP)
+    if bool((slope - length).abs() <= 0.5 * length):
+        return ""
+    return f"a slope of {float(slope):.2g} where the gradient says {float(length):.2g}"
 
 
 def _check_prompts(
