@@ -17,9 +17,13 @@ def model_copy(tiny_folder, tmp_path):
 
 @pytest.fixture
 def nothing_kept(store_path):
-    """After the test the store has no result and no unfinished write."""
+    """After the test the store has no result and no unfinished write.
+
+    Whole parts of a measurement may stay: the next try goes on from them.
+    """
     yield
-    kept = [path for path in store_path.rglob("*") if path.is_file()]
+    found = [path for path in store_path.rglob("*") if path.is_file()]
+    kept = [path for path in found if path.relative_to(store_path).parts[0] != "pieces"]
     assert [path for path in kept if path.suffix in (".safetensors", ".json", ".tmp")] == []
 
 

@@ -58,7 +58,7 @@ class MeanHeads:
 
 def mean_z(
     model: ModelAdapter,
-    batches: Iterable[tuple[Int[Tensor, "batch pos"], Int[Tensor, "batch pos"] | None]],
+    batches: Iterable[tuple[Int[Tensor, "_ _"], Int[Tensor, "_ _"] | None]],
     heads: Heads,
 ) -> Float[Tensor, "heads d_head"]:
     """Mean of z over the real tokens of some prompts, one vector a head.
