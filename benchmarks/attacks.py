@@ -39,11 +39,11 @@ class Section:
 
 # activation-attacks
 
-ATTACK: dict[str, int] = {"context": 96, "n_attacked": 2, "t": 6, "problems": 32, "steps": 150}
-"""The last two of 96 positions of the demo model, six tokens, 32 contexts."""
+ATTACK: dict[str, int] = {"context": 96, "n_attacked": 2, "t": 6, "problems": 16, "steps": 100}
+"""The last two of 96 positions of the demo model, six tokens, 16 contexts."""
 
 
-def attack_bench(memory_mb: int = 1024) -> Any:
+def attack_bench() -> Any:
     import torch
 
     import workbench as wb
