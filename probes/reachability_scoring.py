@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from probes.reachability_entry import SharedPrefix
 from workbench.errors import CapabilityError, ConfigError, EngineError
 from workbench.models.base import ModelAdapter, ModelSpec, Site, require
 
@@ -41,6 +42,7 @@ class Scorer:
         self.model = model
         self._budget = budget_bytes
         self._most_rows = most_rows
+        self._shared = SharedPrefix(model)
         self.n_scored = 0
         """Rows scored so far."""
 
@@ -92,7 +94,7 @@ class Scorer:
         while start < len(rows):
             at = slice(start, start + self.rows_at_once(rows.shape[1]))
             try:
-                logits = self._last_logits(rows[at])
+                logits = self._shared.last_logits(rows[at])
                 loss, winner = read(logits, at), _winner(logits)
             except RuntimeError as error:
                 if not is_out_of_memory(error):
@@ -109,9 +111,6 @@ class Scorer:
             start += len(loss)
             self.n_scored += len(loss)
         return Scores(torch.cat(losses), torch.cat(winners))
-
-    def _last_logits(self, rows: Int[Tensor, "n pos"]) -> Float[Tensor, "n d_vocab"]:
-        return self.model.logits(rows, last=1)[:, -1]
 
     def _back_off(self, n_rows: int, n_pos: int) -> None:
         """Give the next forward passes half the rows."""
