@@ -66,7 +66,9 @@ def figure_success(result: ActivationAttackResult) -> go.Figure:
             "cmin": 0.0,
             "cmax": 1.0,
             "colorscale": SEQUENTIAL,
-            "colorbar": {"title": {"text": f"success ({_unit(result)})", "side": "right"}},
+            "colorbar": {
+                "title": {"text": f"success ({_unit(result)})", "side": "right", "font_size": 13}
+            },
             "line": {"color": FAINT, "width": 1},
         },
         customdata=np.stack([success[a, t], _numpy(result.accuracy.nanmean(-1))[a, t]], axis=-1),
@@ -137,8 +139,16 @@ def figure_chi(results: Mapping[str, ActivationAttackResult]) -> go.Figure:
         results: By the model's name.
     """
     figure = go.Figure()
-    figure.add_hrect(*PAPER_CHI, fillcolor=BAND, line_width=0, annotation_text="paper: 16 to 25")
-    shown = [np.array(PAPER_CHI)]
+    low, high = PAPER_CHI
+    figure.add_hrect(
+        low,
+        high,
+        fillcolor=BAND,
+        line_width=0,
+        layer="below",
+        name=f"large models in the paper: {low:g} to {high:g}",
+        showlegend=True,
+    )
     for kind, color in (("activations", SERIES[0]), ("tokens", SERIES[1])):
         rows = [
             (name, chi)
@@ -148,7 +158,6 @@ def figure_chi(results: Mapping[str, ActivationAttackResult]) -> go.Figure:
         if not rows:
             continue
         value, low, high = (np.array(column) for column in zip(*(c for _, c in rows), strict=True))
-        shown.append(value)
         figure.add_trace(
             go.Scatter(
                 x=[name for name, _ in rows],
@@ -160,16 +169,16 @@ def figure_chi(results: Mapping[str, ActivationAttackResult]) -> go.Figure:
                 hovertemplate=f"%{{x}}: %{{y:.3g}} bits per bit ({kind})<extra></extra>",
             )
         )
-    figure.update_yaxes(title="chi (bits in per bit out)", **log_axis(np.concatenate(shown)))
+    figure.update_yaxes(title="chi (bits in per bit out)", rangemode="tozero")
     figure.update_xaxes(title="model", type="category")
-    figure.update_layout(height=420)
+    figure.update_layout(height=420 + 17 * len(results))
     bits = sorted({result.config.bits for result in results.values()})
     return titled(
         figure,
         "Attack resistance",
         f"chi = d_model p / (kappa log2 d_vocab) with p = {', '.join(map(str, bits))} bits a number; of "
         "tokens 1 / kappa; bars: 95 % of resampled seeds",
-        "; ".join(f"{name}: {_n(result)}" for name, result in results.items()),
+        "<br>".join(f"{name}: {_n(result)}" for name, result in results.items()),
     )
 
 
