@@ -20,6 +20,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from attacks_candidates import search_peers, sweep_peers
 from capture import forget_peak, memory_mb
 
 OUT = Path(__file__).parent / "out"
@@ -135,6 +136,9 @@ SECTIONS: dict[str, Section] = {
             "plain loop: hook and torch's Adam, one at a time": plain_loop,
         },
     ),
+    "candidates": Section("scored candidates", search_peers("demo")),
+    "candidates-wide": Section("scored candidates, 50,257 tokens", search_peers("wide")),
+    "sweep": Section("(target, token) pairs", sweep_peers()),
 }
 
 

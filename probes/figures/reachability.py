@@ -108,6 +108,7 @@ def figure_prompts(result: ReachabilityResult) -> go.Figure:
                 "values": list(columns.values()),
                 "align": "left",
                 "fill_color": "rgba(0,0,0,0)",
+                "height": 30,
             },
             columnwidth=[1, 7, 11, 3, 2, 2, 2],
         )
@@ -116,7 +117,7 @@ def figure_prompts(result: ReachabilityResult) -> go.Figure:
         f", {len(shown)} of {len(order)} reached pairs shown" if len(order) > len(shown) else ""
     )
     return titled(
-        figure.update_layout(height=190 + 30 * len(shown)),
+        figure.update_layout(height=240 + 34 * len(shown)),
         "Prompts that were found",
         f"input = BOS + control + state, and the model's most likely next token is the target; {_SPACE} "
         "is a space at an end; rank 0: the target came first already",
@@ -205,6 +206,6 @@ def _visible(text: str) -> str:
     return shown
 
 
-def _shortened(text: str, most: int = 60) -> str:
+def _shortened(text: str, most: int = 44) -> str:
     """The end of a state, which is next to the target."""
     return _visible(text if len(text) <= most else "\u2026" + text[-most:])
