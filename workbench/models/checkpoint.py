@@ -111,9 +111,7 @@ def _load_weights(source: Source, config: Any) -> Any:
         options["device_map"] = source.device_map
     if source.attn_implementation is not None:
         options["attn_implementation"] = source.attn_implementation
-    model, info = _from_hub(
-        source, lambda: kind.from_pretrained(source.path, **options)
-    )
+    model, info = _from_hub(source, lambda: kind.from_pretrained(source.path, **options))
     missing = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
     if missing:
         raise ModelError(
