@@ -1,5 +1,6 @@
 """Tries attackers and lengths, keeps every problem that ends at once, and says where it stands."""
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,6 +13,9 @@ from probes.activation_attacks_config import ActivationAttackConfig
 from probes.activation_attacks_replay import agrees_with_generation
 from probes.activation_attacks_tokens import substitute
 from workbench.context import Context
+
+SHOW_EVERY = 0.5
+"""Seconds between two lines while nothing ends."""
 
 
 class _NotYetError(Exception):
@@ -37,11 +41,7 @@ class Campaign:
         """Attack with activations; see ``activation_attacks_search.Evaluate``."""
         rows = range(self.config.n_seeds)
         problems = [Problem(cell, t, row) for cell, t in asked for row in rows]
-        kept = {problem: self._kept(problem.name) for problem in problems}
-        for problem, part in kept.items():
-            if part is not None:
-                self._add(problem, _outcome(part))
-        todo = [problem for problem, part in kept.items() if part is None]
+        todo = [problem for problem in problems if not self._find(problem)]
         descent = self.config.descent
         self.bench = solve(self.bench, todo, descent, self._finished, self.standing.passed)
         if self.config.check_generation:
@@ -84,6 +84,17 @@ class Campaign:
             "tokens": found.tokens,
         }
 
+    def _find(self, problem: Problem) -> bool:
+        """Whether an outcome is known: of this run, or kept by one that was killed."""
+        outcome = self.outcomes.get(problem)
+        if outcome is None:
+            part = self._kept(problem.name)
+            if part is None:
+                return False
+            outcome = _outcome(part)
+        self._add(problem, outcome)
+        return True
+
     def _kept(self, name: str) -> dict[str, Tensor] | None:
         def missing() -> dict[str, Tensor]:
             raise _NotYetError
@@ -122,6 +133,7 @@ class Standing:
     n_expected: int = 0
     best_loss: float = float("inf")
     start: float = field(default_factory=time.monotonic)
+    shown: float = -math.inf
 
     def begin(self, what: str, done: int, expected: int) -> None:
         """A new round; the first of a search forgets the search before."""
@@ -134,7 +146,8 @@ class Standing:
     def passed(self, best_loss: float) -> None:
         """One pass was made."""
         self.best_loss = min(self.best_loss, best_loss)
-        self._show()
+        if time.monotonic() - self.shown >= SHOW_EVERY:
+            self._show()
 
     def ended(self, loss: float, *, solved: bool) -> None:
         """One problem has ended."""
@@ -144,6 +157,7 @@ class Standing:
         self._show()
 
     def _show(self) -> None:
+        self.shown = time.monotonic()
         left = max(0, self.n_expected - self.n_ended)
         seconds = (time.monotonic() - self.start) / max(1, self.n_ended) * left
         eta = f"about {seconds:.0f} s left" if self.n_ended else "time left not known yet"

@@ -14,6 +14,8 @@ from probes.figures.theme import BAND, FAINT, SEQUENTIAL, SERIES, log_axis, titl
 
 PAPER_CHI = (16.0, 25.0)
 """Over two orders of magnitude of model size, from the paper's abstract."""
+LINE_PX = 17
+"""Height of a line under a title."""
 
 
 def figures(result: ActivationAttackResult) -> dict[str, go.Figure]:
@@ -171,15 +173,16 @@ def figure_chi(results: Mapping[str, ActivationAttackResult]) -> go.Figure:
         )
     figure.update_yaxes(title="chi (bits in per bit out)", rangemode="tozero")
     figure.update_xaxes(title="model", type="category")
-    figure.update_layout(height=420 + 17 * len(results))
+    figure.update_layout(height=400 + LINE_PX * len(results))
     bits = sorted({result.config.bits for result in results.values()})
-    return titled(
+    titled(
         figure,
         "Attack resistance",
         f"chi = d_model p / (kappa log2 d_vocab) with p = {', '.join(map(str, bits))} bits a number; of "
         "tokens 1 / kappa; bars: 95 % of resampled seeds",
         "<br>".join(f"{name}: {_n(result)}" for name, result in results.items()),
     )
+    return figure.update_layout(margin_t=figure.layout.margin.t + LINE_PX * (len(results) - 1))
 
 
 def figure_dimensions(result: ActivationAttackResult) -> go.Figure:
