@@ -5,9 +5,11 @@ import itertools
 import pytest
 import torch
 
+import workbench as wb
 from probes.reachability import ReachabilityConfig
 from tests.probes.bag_model import bag
 from tests.probes.test_reachability_search import STATES, run
+from tests.zoo import tiny_model
 
 
 class KilledError(Exception):
@@ -79,3 +81,31 @@ def test_status_names_loss_solved_count_and_time_left(monkeypatch):
     done = [at for at, _ in progress]
     assert done == sorted(done)
     assert progress[-1][0] == progress[-1][1]
+
+
+def test_a_run_that_is_killed_goes_on_from_its_store(tmp_path):
+    rows = [{"state": [5 + i, 6, 7], "target": 20 + i} for i in range(3)]
+    settings = {"k_max": 4, "iterations": 3, "batch": 16, "candidates": 8, "batch_size": 16}
+    whole = counting(wb.wrap(tiny_model("llama")))
+    expected = wb.run("reachability", whole, rows, **settings)
+    broken = counting(wb.wrap(tiny_model("llama")), most=2 * whole.n_calls // 3)
+    with pytest.raises(KeyboardInterrupt):
+        wb.run("reachability", broken, rows, store=tmp_path, **settings)
+    again = counting(wb.wrap(tiny_model("llama")))
+    found = wb.run("reachability", again, rows, store=tmp_path, **settings)
+    assert torch.equal(found.prompts, expected.prompts)
+    assert again.n_calls < whole.n_calls / 2
+
+
+def counting(model, most=10**9):
+    """A model that counts its scoring passes and is killed at one too many."""
+    model.n_calls, logits = 0, model.logits
+
+    def counted(tokens, *args, **options):
+        model.n_calls += 1
+        if model.n_calls > most:
+            raise KeyboardInterrupt
+        return logits(tokens, *args, **options)
+
+    model.logits = counted
+    return model
