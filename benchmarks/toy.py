@@ -14,6 +14,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -25,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from reference import bigram_backcopy_loop, scan_snap_loop
 
 from toy_tasks.bigram_backcopy import BigramBackcopyConfig, make_loss
+from toy_tasks.bigram_batches import Batches
 from toy_tasks.bigram_law import make_law, read_counts, sample
 from toy_tasks.bigram_seeds import train_seeds
 from toy_tasks.model import ToyModel, make_model
@@ -88,7 +90,8 @@ def bench_bigram(config: BigramBackcopyConfig, rounds: int) -> dict[str, Any]:
     """Ours is ``train`` itself, with its log and its file to resume from, but few checkpoints."""
     law, rng = make_law(read_counts()), bigram_backcopy_loop.make_rng(0)
     size, steps = (config.batch_size, config.n_pos), config.steps
-    batches = [sample(law, *size, batch_generator(0, step)) for step in range(steps)]
+    drawn = Batches(law, size, (config.seed,))
+    batches = [drawn.at(step)[0] for step in range(steps)]
 
     def ours() -> ToyModel:
         model = make_model(config.model(law.d_vocab), 0)
@@ -105,8 +108,9 @@ def bench_bigram(config: BigramBackcopyConfig, rounds: int) -> dict[str, Any]:
         return plain
 
     def our_data() -> None:
+        fresh = Batches(law, size, (config.seed,))
         for step in range(steps):
-            sample(law, *size, batch_generator(0, step))
+            fresh.at(step)
 
     tokens = batches[0][:, :-1]
     same(ours()(tokens).logits, theirs(True)(tokens)[0], "bigram-backcopy")
@@ -202,7 +206,6 @@ def bench_seeds(config: BigramBackcopyConfig, rounds: int) -> dict[str, Any]:
     """All seeds in one batch against bare training loops one after another, nothing recorded."""
     seeds = tuple(range(50))
     law = make_law(read_counts())
-    loss_at = make_loss(law, config)
 
     def one_run(seed: int) -> float:
         model = make_model(config.model(law.d_vocab), seed)
@@ -214,6 +217,7 @@ def bench_seeds(config: BigramBackcopyConfig, rounds: int) -> dict[str, Any]:
             for decays in (True, False)
         ]
         optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.99), fused=True)
+        loss_at = make_loss(law, replace(config, seed=seed))
         for step in range(config.steps):
             optimizer.zero_grad()
             loss = loss_at(model, step, batch_generator(seed, step))
@@ -237,7 +241,7 @@ CASES: dict[str, Callable[[int], dict[str, Any]]] = {
         rounds,
     ),
     "bigram-backcopy, defaults (32 x 64, width 64)": lambda rounds: bench_bigram(
-        BigramBackcopyConfig(steps=32, checkpoints_per_doubling=0.1), rounds
+        BigramBackcopyConfig(steps=96, checkpoints_per_doubling=0.1), rounds
     ),
     "bigram-backcopy, 512 x 256 data, width 64": lambda rounds: {
         "data (tokens)": bench_bigram_data(512, 256, rounds)

@@ -26,6 +26,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from toy_tasks.bigram_batches import Batches
 from toy_tasks.bigram_config import BigramBackcopyConfig
 from toy_tasks.bigram_law import BigramLaw, guessing_risk, make_law, read_counts, sample
 from toy_tasks.bigram_measure import HeldOut, observe
@@ -163,7 +164,7 @@ class BigramBackcopyResult:
     config=BigramBackcopyConfig,
     result=BigramBackcopyResult,
     paper="arXiv:2410.13835",
-    version=2,
+    version=3,
 )
 def train_bigram_backcopy(
     config: BigramBackcopyConfig,
@@ -211,11 +212,12 @@ def train_bigram_backcopy(
 def make_loss(
     law: BigramLaw, config: BigramBackcopyConfig
 ) -> Callable[[nn.Module, int, torch.Generator], Float[Tensor, ""]]:
-    """Mean cross entropy at all positions of a fresh batch."""
+    """Mean cross entropy at all positions of a fresh batch; ``Batches`` draws it, not the generator."""
     limit = DIVERGED * guessing_risk(law)
+    batches = Batches(law, (config.batch_size, config.n_pos), (config.seed,), config.device)
 
-    def loss_at(model: nn.Module, step: int, generator: torch.Generator) -> Float[Tensor, ""]:
-        batch = sample(law, config.batch_size, config.n_pos, generator).to(config.device)
+    def loss_at(model: nn.Module, step: int, _generator: torch.Generator) -> Float[Tensor, ""]:
+        batch = batches.at(step)[0]
         logits = model(batch[:, :-1]).logits
         loss = nn.functional.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
         if loss.item() > limit:

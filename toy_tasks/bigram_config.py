@@ -1,5 +1,6 @@
 """Settings of a Bigram-Backcopy run; see ``toy_tasks.bigram_backcopy``."""
 
+import math
 from dataclasses import dataclass
 
 from toy_tasks.model import BIASES, KERNELS, ToyModelConfig
@@ -69,7 +70,7 @@ class BigramBackcopyConfig:
             optimizer=self.optimizer,
             beta1=self.momentum,
             weight_decay=self.weight_decay,
-            grad_clip=1e12,
+            grad_clip=math.inf,
             seed=self.seed,
             checkpoints_per_doubling=self.checkpoints_per_doubling,
             report_every=50,

@@ -164,23 +164,32 @@ def _trigger_ids(counts: CharacterCounts, triggers: int | str) -> list[int]:
 def sample(
     law: BigramLaw, n_rows: int, n_pos: int, generator: torch.Generator
 ) -> Int[Tensor, "{n_rows} {n_pos}+1"]:
-    """Draw sequences x_0 ... x_{n_pos}, all rows at once, position by position."""
+    """Draw sequences x_0 ... x_{n_pos}."""
+    return follow(law, draw(n_rows, n_pos, generator))
+
+
+def draw(n_rows: int, n_pos: int, generator: torch.Generator) -> Float[Tensor, "{n_pos} {n_rows}"]:
+    """Draw the even numbers in [0, 1) that sequences are made from, one a token."""
+    return torch.rand(n_pos, n_rows, dtype=torch.float64, generator=generator)
+
+
+def follow(law: BigramLaw, uniform: Float[Tensor, "pos row"]) -> Int[Tensor, "row longer"]:
+    """Make sequences x_0 ... x_n from even numbers, all rows at once, position by position."""
     # Row v of the flat table spans (v, v + 1]: one search serves every previous character.
     offsets = torch.arange(law.d_vocab, dtype=torch.float64)
     cumulative = law.transition.cumsum(dim=1)
     flat = (cumulative / cumulative[:, -1:] + offsets[:, None]).flatten()
     # Kept off 1, so that adding the row's number can never round up into the next row.
-    uniform = torch.rand(n_pos, n_rows, dtype=torch.float64, generator=generator)
-    uniform *= 1.0 - 2.0**-40
+    uniform = uniform * (1.0 - 2.0**-40)
     # By position first: every step reads and writes contiguous memory.
-    tokens = torch.full((n_pos + 1, n_rows), law.bos)
-    for pos in range(1, n_pos + 1):
+    tokens = torch.full((len(uniform) + 1, uniform.shape[1]), law.bos)
+    for pos in range(1, len(tokens)):
         previous = tokens[pos - 1]
-        drawn = torch.searchsorted(flat, uniform[pos - 1] + previous, right=True)
-        drawn -= previous * law.d_vocab
+        found = torch.searchsorted(flat, uniform[pos - 1] + previous, right=True)
+        found -= previous * law.d_vocab
         # x_0 and x_1 are no triggers, so at pos 1 the row below is never taken.
         copied = tokens[max(pos - 2, 0)]
-        tokens[pos] = torch.where(law.is_trigger[previous], copied, drawn)
+        tokens[pos] = torch.where(law.is_trigger[previous], copied, found)
     return tokens.T.contiguous()
 
 

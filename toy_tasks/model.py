@@ -84,7 +84,7 @@ class Block(nn.Module):
             self.ln_mlp = nn.LayerNorm(config.d_model)
             self.mlp = nn.Sequential(
                 nn.Linear(config.d_model, config.d_mlp, bias=False),
-                nn.ReLU(),
+                nn.ReLU(inplace=True),
                 nn.Linear(config.d_mlp, config.d_model, bias=False),
             )
 
@@ -138,11 +138,13 @@ class ToyModel(nn.Module):
     ) -> Output:
         """Predict the next token at every position."""
         batch, n_pos = tokens.shape
-        if position_ids is None:
-            position_ids = torch.arange(n_pos, device=tokens.device).expand(batch, n_pos)
         h = tap(Site("embed"), self.embed(tokens))
         if self.config.positions == "learned":
-            h = h + self.position(position_ids)
+            # Rows that all prompts share are added as one matrix, whose gradient is a plain sum.
+            shared = position_ids is None
+            h = h + (self.position.weight[:n_pos] if shared else self.position(position_ids))
+        if position_ids is None:
+            position_ids = torch.arange(n_pos, device=tokens.device).expand(batch, n_pos)
         visible = visible_keys(n_pos, attention_mask, tokens.device)
         if self.config.bias == "sink-token":
             h = torch.cat([self.sink_token.expand(batch, 1, -1), h], dim=1)
@@ -156,7 +158,7 @@ class ToyModel(nn.Module):
         for block in self.blocks:
             h = block(h, visible, rotation, tap)
         h = show(tap, Site("ln_final"), self.ln_final(h), self.config)
-        return Output(self.unembed(h[:, h.shape[1] - n_pos :]))
+        return Output(self.unembed(h if h.shape[1] == n_pos else h[:, h.shape[1] - n_pos :]))
 
 
 def visible_keys(n_pos: int, attention_mask: Tensor | None, device: torch.device) -> Tensor:

@@ -86,6 +86,13 @@ _LEARNED = {
 class Attention(nn.Module):
     """Causal attention of one block."""
 
+    W_Q: nn.Linear
+    W_K: nn.Linear
+    W_V: nn.Linear
+    W_O: nn.Linear
+    k_bias: nn.Parameter
+    v_bias: nn.Parameter
+
     def __init__(self, config: ToyModelConfig, layer: int) -> None:
         super().__init__()
         self.config, self.layer = config, layer
@@ -109,20 +116,33 @@ class Attention(nn.Module):
             q, k = rotate(q, rotation), rotate(k, rotation)
         q, k, v = self._see(tap, "q", q), self._see(tap, "k", k), self._see(tap, "v", v)
         k, v, visible = self._with_learned_key(k, v, visible)
+        if tap is leave and self.config.attention == "softmax":
+            z = self._mix_at_once(q, k, v, visible)
+        else:
+            z = self._mix(q, k, v, visible, tap)
+        if self.config.bias == "value":
+            z = z + self.v_bias
+        z = self._see(tap, "z", z)
+        out: Tensor = self.W_O(z.flatten(2))
+        return self._see(tap, "attn_out", out)
+
+    def _mix(self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor, tap: Tap) -> Tensor:
+        """Values mixed by the pattern, ``[batch pos head d_head]``; the definition."""
         product = torch.einsum("bqhd,bkhd->bhqk", self.feature(q), self.feature(k))
         scores = product / self.config.d_head**0.5
         scores = self._see(tap, "attn_scores", scores.masked_fill(~visible, -torch.inf))
         pattern = tap(Site(WHOLE_PATTERN, self.layer), self.kernel(scores, self.row_sum))
         pattern = self._see(tap, "pattern", pattern)
-        z = torch.einsum("bhqk,bkhd->bqhd", pattern, v)
-        if self.config.bias == "value":
-            z = z + self.get_parameter("v_bias")
-        z = self._see(tap, "z", z)
-        out: Tensor = self.get_submodule("W_O")(z.flatten(2))
-        return self._see(tap, "attn_out", out)
+        return torch.einsum("bhqk,bkhd->bqhd", pattern, v)
+
+    def _mix_at_once(self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> Tensor:
+        """The same for softmax when nobody asks for the pattern."""
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+        mixed = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=visible)
+        return mixed.transpose(1, 2)
 
     def _heads(self, name: str, x: Tensor) -> Float[Tensor, "batch pos head d_head"]:
-        projected: Tensor = self.get_submodule(name)(x)
+        projected: Tensor = getattr(self, name)(x)
         return projected.unflatten(-1, (self.config.n_heads, self.config.d_head))
 
     def _with_learned_key(
@@ -131,9 +151,8 @@ class Attention(nn.Module):
         """Put k* and v* before the keys and values; every query sees them."""
         if self.config.bias not in ("key", "key-value"):
             return k, v, visible
-        key = self.get_parameter("k_bias")
-        has_value = self.config.bias == "key-value"
-        value = self.get_parameter("v_bias") if has_value else torch.zeros_like(key)
+        key = self.k_bias
+        value = self.v_bias if self.config.bias == "key-value" else torch.zeros_like(key)
         k = torch.cat([key.expand(k.shape[0], 1, -1, -1), k], dim=1)
         v = torch.cat([value.expand(v.shape[0], 1, -1, -1), v], dim=1)
         return k, v, nn.functional.pad(visible, (1, 0), value=True)
@@ -144,6 +163,8 @@ class Attention(nn.Module):
 
 def show(tap: Tap, site: Site, x: Tensor, config: ToyModelConfig) -> Tensor:
     """Show a tap the tokens' part of an activation, without what was learned in front of them."""
+    if tap is leave:
+        return x
     rows, columns = int(config.bias == "sink-token"), n_learned_keys(config)
     part: tuple[Any, ...]
     if site.name in ("attn_scores", "pattern"):

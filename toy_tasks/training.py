@@ -17,6 +17,7 @@ does not depend on the length of the run, so a running job can still be lengthen
 """
 
 import json
+import math
 import signal
 import sys
 import threading
@@ -78,6 +79,9 @@ Measure = Callable[[nn.Module], Figures]
 """Figures to be noted at every checkpoint."""
 
 
+TRY_AGAIN = "Earlier checkpoints are kept; train again in a new folder with a lower lr."
+
+
 @dataclass(frozen=True)
 class Progress:
     """Where a run stands, for whoever shows it."""
@@ -127,11 +131,14 @@ def train(
         while done < config.n_steps:
             log.add(_update(model, optimizer, loss_at, config, done))
             done += 1
+            saved = done in kept or done % config.save_every == 0 or interrupted.is_set()
+            if saved:
+                _refuse_broken(model, done)
             if done in kept:
                 _keep(model, done, out_dir, log, measure)
             elif done % config.report_every == 0:
                 log.write(done, {})
-            if done in kept or done % config.save_every == 0 or interrupted.is_set():
+            if saved:
                 save_state(model, optimizer, config, done, log.losses, out_dir)
             if interrupted.is_set():
                 raise KeyboardInterrupt
@@ -150,15 +157,25 @@ def _update(
     optimizer.zero_grad()
     loss = loss_at(model, step, batch_generator(config.seed, step))
     loss.backward()
-    norm = nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
-    if not (torch.isfinite(loss) and torch.isfinite(norm)):
+    value, norm = loss.item(), 0.0
+    if math.isfinite(config.grad_clip):
+        norm = nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip).item()
+    if not (math.isfinite(value) and math.isfinite(norm)):
         raise TrainingError(
-            f"loss and gradient must stay finite; at step {step} the loss is {loss.item()} and the "
-            f"gradient norm {norm.item()}. Earlier checkpoints are kept; train again in a new "
-            "folder with a lower lr."
+            f"loss and gradient must stay finite; at step {step} the loss is {value} and the "
+            f"gradient norm {norm}. {TRY_AGAIN}"
         )
     optimizer.step()
-    return loss.item()
+    return value
+
+
+def _refuse_broken(model: nn.Module, step: int) -> None:
+    """Nothing is saved after an infinite gradient, which no clipping has met and no loss yet shows."""
+    for name, weight in weights_of(model).items():
+        if not weight.isfinite().all():
+            raise TrainingError(
+                f"weights must stay finite; after step {step} {name} is not. {TRY_AGAIN}"
+            )
 
 
 def _make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
@@ -170,10 +187,13 @@ def _make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Opt
         },
         {"params": [weight for weight in trained if weight.ndim < 2], "weight_decay": 0.0},
     ]
+    # One kernel for all weights. On CUDA, torch's own choice: there the fused one keeps its count of
+    # steps on the device, where the file to resume from has it on the CPU.
+    fused = True if all(weight.device.type == "cpu" for weight in trained) else None
     if config.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=config.lr, momentum=config.beta1)
+        return torch.optim.SGD(groups, lr=config.lr, momentum=config.beta1, fused=fused)
     adaptive = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
-    return adaptive(groups, lr=config.lr, betas=(config.beta1, config.beta2))
+    return adaptive(groups, lr=config.lr, betas=(config.beta1, config.beta2), fused=fused)
 
 
 def _keep(model: nn.Module, step: int, out_dir: Path, log: "_Log", measure: Measure | None) -> None:

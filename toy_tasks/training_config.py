@@ -30,7 +30,9 @@ class TrainingConfig:
     weight_decay: float = setting(
         0.1, "pull to zero of matrices; gains and biases are free", low=0.0
     )
-    grad_clip: float = setting(1.0, "largest norm of the whole gradient", low=0.0, exclusive=True)
+    grad_clip: float = setting(
+        1.0, "largest norm of the whole gradient; inf: none", low=0.0, exclusive=True
+    )
     seed: int = setting(0, "seed of the batches", low=0.0)
     checkpoints_per_doubling: float = setting(
         2.0, "checkpoints kept while the step doubles", low=0.0, exclusive=True

@@ -145,6 +145,27 @@ def test_what_a_tap_returns_is_used(bias):
         assert not torch.allclose(changed, model(ids).logits, atol=1e-4), name
 
 
+@pytest.mark.parametrize("positions", ["learned", "rotary"])
+@pytest.mark.parametrize("bias", BIASES)
+def test_softmax_at_once_is_softmax_by_its_definition(bias, positions):
+    """What nobody watches is computed in one kernel: values and gradients, padding and all."""
+    mask = torch.ones(3, 10, dtype=torch.long)
+    mask[0, :4] = 0
+    for given in (None, mask):
+        model = build(bias=bias, positions=positions)
+        told = {"attention_mask": given}
+        found = model(tokens(), **told).logits
+        wanted, seen = seen_by(model, tokens(), **told)
+        assert Site("pattern", 0) in seen
+        torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
+        weights = list(model.parameters())
+        target = torch.randn(found.shape, generator=torch.Generator().manual_seed(1))
+        found_grads = torch.autograd.grad((found * target).sum(), weights)
+        wanted_grads = torch.autograd.grad((wanted * target).sum(), weights)
+        for one, other in zip(found_grads, wanted_grads, strict=True):
+            torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+
+
 def test_scaled_softmax_is_the_same_as_scaled_output_weights():
     scaled = build(attention="softmax-scale", row_sum=0.5, n_layers=1)
     plain = build(n_layers=1)

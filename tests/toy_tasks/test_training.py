@@ -238,6 +238,31 @@ def test_divergence_stops_names_the_step_and_keeps_what_was_finished(tmp_path: P
     )
 
 
+def test_an_infinite_gradient_under_a_finite_loss_is_refused_before_anything_is_saved(
+    tmp_path: Path,
+) -> None:
+    class RootAtZero(torch.autograd.Function):
+        @staticmethod
+        def forward(_context: object, x: Tensor) -> Tensor:
+            return x.clone()
+
+        @staticmethod
+        def backward(_context: object, grad: Tensor) -> Tensor:
+            return grad * math.inf
+
+    def loss_at(model: nn.Module, step: int, generator: torch.Generator) -> Tensor:
+        loss = noisy_square_loss(model, step, generator)
+        return RootAtZero.apply(loss) if step == 39 else loss
+
+    with pytest.raises(TrainingError, match=r"weights must stay finite; after step 40 0\.weight"):
+        train(make_net(), loss_at, replace(CONFIG, grad_clip=math.inf), tmp_path)
+    with pytest.raises(TrainingError, match=r"at step 39 .* gradient norm"):
+        train(make_net(), loss_at, CONFIG, tmp_path / "clipped")
+    assert not (tmp_path / "checkpoints" / "step_00000040.safetensors").exists()
+    saved = load_file(tmp_path / "resume.safetensors").values()
+    assert all(weight.isfinite().all() for weight in saved)
+
+
 def test_damaged_state_is_refused_in_one_line(tmp_path: Path) -> None:
     trained(tmp_path)
     state = tmp_path / "resume.safetensors"
