@@ -6,6 +6,9 @@ import typer
 
 from workbench import __version__
 from workbench.cli import (
+    app as dashboard,
+)
+from workbench.cli import (
     calibrate,
     demo,
     doctor,
@@ -56,4 +59,5 @@ app.command("train")(train.train_command)
 app.command("validate")(validate.validate_command)
 app.add_typer(results.app, name="results")
 app.command("report")(report.report_command)
+app.command("app")(dashboard.app_command)
 app.command("doctor")(doctor.doctor_command)

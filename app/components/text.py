@@ -1,0 +1,62 @@
+"""Text of people and of models, shown as it is."""
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import streamlit as st
+
+from workbench.errors import WorkbenchError
+from workbench.store.strict_json import to_json
+
+_MARKUP = re.compile(r"([!-/:-@\[-`{-~])")
+_WORD_JOINER = "\u2060"
+
+
+def plain(text: str) -> str:
+    """Text for places that read Markdown: every mark escaped, no emoji code, no link, one line.
+
+    A colon is followed by an invisible character, because ``:name:`` and ``https:`` are looked for
+    after the escapes were taken away.
+    """
+    escaped = _MARKUP.sub(r"\\\1", " ".join(text.split()))
+    return escaped.replace("\\:", f"\\:{_WORD_JOINER}")
+
+
+@contextmanager
+def telling() -> Iterator[None]:
+    """Show an error that a person can mend as one line, and go on behind the block."""
+    try:
+        yield
+    except WorkbenchError as error:
+        st.error(plain(str(error)))
+
+
+def number(value: float) -> str:
+    """A number for a table or a headline."""
+    if math.isfinite(value) and value == int(value) and abs(value) < 1e15:
+        return str(int(value))
+    return f"{value:.4g}"
+
+
+def moment(created: str) -> str:
+    """A time of a list, in UTC, to the minute."""
+    return created[:16].replace("T", " ")
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Nested settings as rows, ``environment.torch``."""
+    for name, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + str(name), value if isinstance(value, str) else to_json(value)

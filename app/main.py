@@ -1,0 +1,36 @@
+"""The dashboard's entry point: its pages, and nothing else."""
+
+from collections.abc import Callable
+
+import streamlit as st
+
+from app import registry
+from app.components.links import know
+from app.views.compare import compare_page
+from app.views.jobs import jobs_page
+from app.views.overview import overview_page
+from app.views.playground import playground_page
+from app.views.probe import probe_page
+from app.views.training import training_page
+
+
+def _probe(name: str) -> Callable[[], None]:
+    return lambda: probe_page(name)
+
+
+st.set_page_config("Interpretability workbench", ":material/neurology:", layout="wide")
+pages = {
+    "Workbench": [
+        st.Page(overview_page, title="Overview", url_path="overview", default=True),
+        st.Page(compare_page, title="Compare", url_path="compare"),
+        st.Page(playground_page, title="Playground", url_path="playground"),
+        st.Page(training_page, title="Toy training", url_path="training"),
+        st.Page(jobs_page, title="Jobs", url_path="jobs"),
+    ],
+    "Probes": [
+        st.Page(_probe(name), title=name.replace("-", " ").capitalize(), url_path=name)
+        for name in registry.probe_names()
+    ],
+}
+know(page for group in pages.values() for page in group)
+st.navigation(pages, expanded=True).run()

@@ -1,0 +1,103 @@
+"""Selections that live in the URL: read when a page opens, written when a person chooses.
+
+A value of the URL that cannot be meant is replaced by the default and said so. Browsers may change
+the URL under us (back, forward, a link to the same page): what we wrote last is remembered, and a
+URL that differs from it is read again.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+import streamlit as st
+
+from app.components.text import plain
+from workbench.errors import ConfigError, UnknownNameError, WorkbenchError
+
+T = TypeVar("T")
+
+_WRITTEN = "url written"
+_KNOWN = "url known"
+_WRONG = "url wrong"
+
+
+def begin(page: str) -> None:
+    """Start a run of a page; on another page than the last, forget what was written there."""
+    st.session_state[_KNOWN] = set()
+    if st.session_state.get("url page") != page:
+        st.session_state[_WRITTEN] = {}
+        st.session_state[_WRONG] = {}
+        st.session_state["url page"] = page
+
+
+def seed(name: str, parse: Callable[[str], T], default: T, key: str) -> None:
+    """Give the widget with ``key`` the value of the URL, before it is made.
+
+    Args:
+        name: Of the parameter.
+        parse: Reads its text; a ``WorkbenchError`` says why it cannot be meant.
+        default: Where the URL says nothing, or nothing that can be meant.
+        key: Of the widget.
+    """
+    st.session_state.setdefault(_KNOWN, set()).add(name)
+    written = st.session_state.setdefault(_WRITTEN, {})
+    text = st.query_params.get(name)
+    if key in st.session_state and name in written and written[name] == text:
+        return
+    wrong = st.session_state.setdefault(_WRONG, {})
+    wrong.pop(name, None)
+    try:
+        st.session_state[key] = default if text is None else parse(text)
+    except WorkbenchError as error:
+        wrong[name] = f"the URL's {name}: {error}"
+        st.session_state[key] = default
+
+
+def keep(name: str, value: str, default: str = "") -> None:
+    """Write a selection into the URL; a default is left out of it."""
+    text = None if value == default else value
+    if text is not None:
+        st.session_state.setdefault(_WRONG, {}).pop(name, None)
+    if text is None:
+        st.query_params.pop(name, None)
+    elif st.query_params.get(name) != text:
+        st.query_params[name] = text
+    st.session_state.setdefault(_WRITTEN, {})[name] = text
+
+
+def one_of(options: Iterable[str], what: str) -> Callable[[str], str]:
+    """A parser that takes one of some names."""
+    known = list(options)
+
+    def parse(text: str) -> str:
+        if text not in known:
+            raise UnknownNameError(what, text, known)
+        return text
+
+    return parse
+
+
+def whole(low: int, high: int, what: str) -> Callable[[str], int]:
+    """A parser that takes a whole number in a range."""
+
+    def parse(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            number = low - 1
+        if not low <= number <= high:
+            raise ConfigError(f"{what} must be a whole number from {low} to {high}; got {text!r}")
+        return number
+
+    return parse
+
+
+def complain() -> None:
+    """Tell what is wrong with the URL: values that cannot be meant, names that do not exist."""
+    wrong: dict[str, Any] = st.session_state.get(_WRONG, {})
+    known = st.session_state.get(_KNOWN, set())
+    problems = list(wrong.values())
+    for name in st.query_params:
+        if name not in known:
+            problems.append(str(UnknownNameError("URL setting of this page", name, known)))
+    for problem in problems:
+        st.warning(plain(f"{problem} (the default is shown)"))

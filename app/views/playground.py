@@ -1,0 +1,9 @@
+"""Stub."""
+
+from app.components.layout import page
+
+
+def playground_page() -> None:
+    """Stub."""
+    with page("playground", "playground"):
+        pass
