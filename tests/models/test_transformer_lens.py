@@ -207,6 +207,16 @@ def test_a_model_that_goes_to_transformer_lens_stays_as_it_is():
     assert adapter.backend == "transformer-lens"
 
 
+@pytest.mark.parametrize(
+    ("family", "name"), [("gpt2", "n_positions"), ("opt", "max_position_embeddings")]
+)
+def test_a_model_of_few_positions_is_bridged_too(family, name):
+    model = tiny_model(family, **{name: 8})
+    prompt = tokens()[:, :8]
+    found = through_bridge(model).logits(prompt)
+    torch.testing.assert_close(found, HuggingFaceModel(model).logits(prompt), atol=1e-5, rtol=0)
+
+
 def test_a_bridge_that_changes_the_numbers_is_refused():
     # The bridge always divides GPT-2's scores by sqrt(d_head), whatever the config says.
     model = tiny_model("gpt2", scale_attn_weights=False)

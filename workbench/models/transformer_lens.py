@@ -314,7 +314,8 @@ def build_bridge(model: Any, tokenizer: Any = None) -> Any:
         detect_tokenizer_bos_eos,
     )
 
-    tokens = (torch.arange(16)[None] * 7 + 3) % model.get_input_embeddings().weight.shape[0]
+    n_pos = min(16, getattr(model.config, "max_position_embeddings", None) or 16)
+    tokens = (torch.arange(n_pos)[None] * 7 + 3) % model.get_input_embeddings().weight.shape[0]
     tokens = tokens.to(model.get_input_embeddings().weight.device)
     with torch.no_grad():
         wanted = model(tokens).logits.float()
