@@ -44,6 +44,19 @@ def check_panel(entropy):
     assert rising[3].sum() > 0
 
 
+def check_simulated(entropy, means_of_three):
+    """Means over ``[setting seed]`` against the card's, each of three seeds of another generator.
+
+    The difference of two means of runs with one spread s has the standard error
+    s sqrt(1/n + 1/3). Student's t with the 9 degrees of freedom of ten seeds lies outside +-3.25
+    once in a hundred times. At the largest learning rates that is 0.3 nats: three seeds say no more.
+    """
+    spread, n_seeds = entropy.std(dim=-1), entropy.shape[-1]
+    error = spread * (1 / n_seeds + 1 / 3) ** 0.5
+    off = (entropy.mean(dim=-1) - torch.tensor(means_of_three)).abs()
+    assert (off < 3.25 * error).all(), (off / error).tolist()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("n_queries", [1, 3, 5, 10])
 def test_the_papers_panel_has_its_orderings_and_its_range(n_queries):
@@ -57,11 +70,9 @@ def test_the_papers_panel_has_its_orderings_and_its_range(n_queries):
         assert entropy[0].mean().item() == pytest.approx(2.05, abs=0.05)  # "about 2.0 to 2.1"
         assert entropy[3].min().item() == pytest.approx(1.55, abs=0.16)
         # A second simulation, three seeds: 2.005 1.932 1.807 1.705 at ratio 1.
-        simulated = torch.tensor([2.005, 1.932, 1.807, 1.705])
-        assert (entropy[:, 0] - simulated).abs().max() < 0.06
+        check_simulated(panel.entropy[:, 0], [2.005, 1.932, 1.807, 1.705])
     if n_queries == 3:
-        simulated = torch.tensor([1.730, 1.724, 1.838])
-        assert (entropy[3, :3] - simulated).abs().max() < 0.06
+        check_simulated(panel.entropy[3], [1.730, 1.724, 1.838, 1.898])
 
 
 def test_a_row_of_the_table_is_a_setting():
