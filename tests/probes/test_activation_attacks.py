@@ -179,6 +179,25 @@ def test_batch_and_alone_and_prefix_and_whole_pass_find_the_same(family, monkeyp
             torch.testing.assert_close(one.perturbation, other.perturbation, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("family", list(MODELS))
+def test_the_search_and_the_fresh_pass_see_the_same_perturbation(family, monkeypatch):
+    pairs = []
+
+    def recorded(bench, problem, reached):
+        outcome = verify(bench, problem, reached)
+        pairs.append((reached, outcome))
+        return outcome
+
+    monkeypatch.setattr("probes.activation_attacks_bench.verify", recorded)
+    bench = bench_of(MODELS[family]())
+    problems = [Problem(Cell(places), 4, row) for places in ((5, 7), (6,)) for row in range(3)]
+    solved(bench, problems, Descent(steps=8))
+    assert len(pairs) == 6
+    for reached, outcome in pairs:
+        assert outcome.loss == pytest.approx(reached.loss, rel=1e-3, abs=1e-4)
+        assert reached.perturbation.abs().max() > 0.1
+
+
 def test_the_prefix_is_run_once_and_passes_begin_behind_it(monkeypatch):
     model = MODELS["gpt2"]()
     bench = bench_of(model)

@@ -133,6 +133,16 @@ def test_a_limit_and_a_null_are_told():
     assert censored.tolist() == [False, True]
 
 
+def test_exactly_one_half_is_success():
+    def evaluate(asked):
+        return {(cell, t): torch.tensor([float(t <= 5), 0.0]) for cell, t in asked}
+
+    cells = [Cell((0,))]
+    curves = find_limits(cells, Search(50, 0.0), evaluate, "all-correct", lambda *_: None)
+    assert curves.curve_t.max() == 8
+    assert {5, 6} <= set(curves.curve_t.tolist())
+
+
 def test_a_coarse_resolution_asks_less():
     fine, coarse = run_search([60])[1], run_search([60], resolution=0.25)[1]
     assert len(coarse) < len(fine)
@@ -172,14 +182,17 @@ def test_one_position_is_searched_exhaustively(make, n_target):
     model = make()
     bench = bench_of(model)
     context, target = bench.cases.contexts[0], bench.cases.targets[0, :n_target]
-    best = 0
+    best, losses = 0, []
     for token in range(model.spec.d_vocab):
         changed = context.clone()
         changed[4] = token
         best = max(best, count_forced(model, changed, target))
+        logits = model.logits(torch.cat([changed, target[:-1]])[None])[0, 5:]
+        losses.append(float(torch.nn.functional.cross_entropy(logits, target)))
     found = substitute(bench, 0, (4,), n_target, None)
     assert found.n_correct == best
     assert count_forced(model, found.tokens, target) == best
+    assert found.loss == pytest.approx(min(losses), rel=1e-5)
     kept = [pos for pos in range(6) if pos != 4]
     assert torch.equal(found.tokens[kept], context[kept])
     assert found.n_tried <= 1 + model.spec.d_vocab
