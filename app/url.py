@@ -48,15 +48,20 @@ def seed(name: str, parse: Callable[[str], T], default: T, key: str) -> None:
     try:
         st.session_state[key] = default if text is None else parse(text)
     except WorkbenchError as error:
-        wrong[name] = f"the URL's {name}: {error}"
+        wrong[name] = [f"the URL's {name}: {error}", None]
         st.session_state[key] = default
 
 
 def keep(name: str, value: str, default: str = "") -> None:
     """Write a selection into the URL; a default is left out of it."""
     text = None if value == default else value
-    if text is not None:
-        st.session_state.setdefault(_WRONG, {}).pop(name, None)
+    wrong = st.session_state.setdefault(_WRONG, {})
+    if name in wrong:
+        # The complaint stays until something else is chosen than what was put in the value's place.
+        if wrong[name][1] in (None, value):
+            wrong[name][1] = value
+        else:
+            del wrong[name]
     if text is None:
         st.query_params.pop(name, None)
     elif st.query_params.get(name) != text:
@@ -95,7 +100,7 @@ def complain() -> None:
     """Tell what is wrong with the URL: values that cannot be meant, names that do not exist."""
     wrong: dict[str, Any] = st.session_state.get(_WRONG, {})
     known = st.session_state.get(_KNOWN, set())
-    problems = list(wrong.values())
+    problems = [problem for problem, _ in wrong.values()]
     for name in st.query_params:
         if name not in known:
             problems.append(str(UnknownNameError("URL setting of this page", name, known)))
