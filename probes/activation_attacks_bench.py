@@ -186,6 +186,8 @@ def problems_at_once(bench: Bench, group: Sequence[Problem]) -> int:
 def pass_bytes(spec: ModelSpec, n_pos: int, n_target: int) -> int:
     """Bytes of one problem's forward and backward pass in float32, estimated from above."""
     of_layer = 24 * spec.d_model + 6 * spec.d_mlp + 4 * spec.n_heads * n_pos
+    if not spec.n_heads:  # a scan keeps states: twice the width, times 16, some of each
+        of_layer += 200 * spec.d_model
     return 4 * (n_pos * (spec.n_layers * of_layer + 8 * spec.d_model) + 5 * n_target * spec.d_vocab)
 
 

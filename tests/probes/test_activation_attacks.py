@@ -400,6 +400,26 @@ def test_passes_fit_the_budget():
     assert problems_at_once(tight, group) == 1
 
 
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2", "gpt_neox", "mamba", "toy"])
+def test_the_estimate_of_a_pass_is_from_above(family):
+    model = toy() if family == "toy" else wb.wrap(tiny_model(family))
+    n, n_pos, n_target = 4, 20, 6
+    kept = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    resid = torch.randn(n, n_pos, model.spec.d_model).requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss = model.continue_from(0, resid, last=n_target).logsumexp(-1).sum()
+    weights = {p.untyped_storage().data_ptr() for p in model.model.parameters()}
+    needed = sum(size for place, size in kept.items() if place not in weights)
+    loss.backward()
+    assert 0.1 < needed / (n * pass_bytes(model.spec, n_pos, n_target)) <= 1.0
+
+
 def test_out_of_memory_makes_smaller_passes(monkeypatch):
     model, sizes = MODELS["gpt2"](), []
     run = model.continue_from
