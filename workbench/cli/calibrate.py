@@ -1,0 +1,137 @@
+"""``workbench calibrate``: choose heads and settings of an intervention for a model and a task."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from workbench.cli import options as given
+from workbench.cli.console import message, number_text, print_json, print_table, reporting
+from workbench.errors import UnknownNameError
+
+if TYPE_CHECKING:
+    from workbench.calibration.settings import Calibrated
+
+METHODS = ("act", "zerotuning")
+
+
+def calibrate_command(
+    method: Annotated[str, typer.Argument(metavar="act|zerotuning", help="What to calibrate.")],
+    model: given.ModelName,
+    data: Annotated[Path, typer.Option(metavar="TRAIN.jsonl", help="Questions; they are parted.")],
+    task: Annotated[
+        str, typer.Option(metavar="NAME", help="agnews, arc, boolq, sst2 or a FILE.json.")
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FILE.json", help="The result.")
+    ],
+    settings: given.Settings = None,
+    limit: Annotated[int | None, typer.Option(metavar="N", help="Only the first N rows.")] = None,
+    batch_size: Annotated[str, typer.Option(metavar="N|auto", help="Rows at once.")] = "auto",
+    seed: Annotated[int, typer.Option(metavar="S", help="Of the parts and the controls.")] = 0,
+    backend: given.Backend = "hf",
+    dtype: given.Dtype = "auto",
+    device: given.Device = "auto",
+    revision: given.Revision = None,
+    store: given.StoreFolder = None,
+    progress: Annotated[str, typer.Option(metavar="P", help="auto, bar, json or off.")] = "auto",
+    as_json: given.AsJson = False,
+) -> None:
+    """Choose heads (and gamma) on some questions, test the choice on others, write a file.
+
+    The questions are parted at random: half choose heads, a quarter chooses settings, a quarter is for
+    the table of the result, beside the uncalibrated model and as many heads drawn at random. A run that
+    was killed goes on where it was.
+
+    Example: workbench calibrate zerotuning --model M --data sst2_train.jsonl --task sst2 -o zt.json
+    """
+    if method not in METHODS:
+        raise UnknownNameError("calibration", method, METHODS)
+    given.check_output(output)
+    config = _config(method, given.read_settings(settings))
+    with reporting(progress) as reporter:
+        from workbench.calibration.settings import Run, questions_hash, split
+        from workbench.evaluation.task import find_task, read_questions
+        from workbench.models.load import load
+
+        found = find_task(task)
+        questions = read_questions(found, data, limit)
+        splits = split(questions, seed)
+        with given.offering_models(model):
+            loaded = load(model, backend, revision, dtype, device)
+        about = {
+            "task": found.name,
+            "data": questions_hash(questions),
+            "n": len(questions),
+            "seed": seed,
+        }
+        size = given.read_batch_size(batch_size) or 16
+        pieces = _pieces(store, loaded, method, config, about, size)
+        run = Run(size, seed, reporter.progress, pieces.get_or_compute)
+        calibrated = _calibrate(method, loaded, splits, config, run)
+    document = calibrated.document(loaded.spec, about, config)
+    given.write_output(output, (json.dumps(document, indent=1) + "\n").encode())
+    pieces.discard()
+    print_json(document) if as_json else _show(calibrated)
+    message(f"written: {output}")
+    message(
+        f"next: workbench evaluate --model {model} --task {task} --data TEST.jsonl --intervention {output}"
+    )
+
+
+def _config(method: str, settings: dict[str, str]) -> Any:
+    from workbench.calibration.settings import ActCalibration, ZeroTuningCalibration
+    from workbench.settings import make_config
+
+    kind = ActCalibration if method == "act" else ZeroTuningCalibration
+    return make_config(kind, settings, f"calibrate {method}")
+
+
+def _calibrate(method: str, model: Any, splits: Any, config: Any, run: Any) -> "Calibrated":
+    from workbench.calibration.act import calibrate_act
+    from workbench.calibration.zerotuning import calibrate_zerotuning
+
+    if method == "act":
+        return calibrate_act(model, splits, config, run)
+    return calibrate_zerotuning(model, splits, config, run)
+
+
+def _pieces(
+    store: Path | None, model: Any, method: str, config: Any, about: dict[str, Any], batch_size: int
+) -> Any:
+    """Where parts of this very calibration are kept."""
+    from workbench import __version__
+    from workbench.provenance import content_key
+    from workbench.run import weights_hash
+    from workbench.store.pieces import Pieces
+    from workbench.store.results import Store
+
+    identity = {
+        "calibration": method,
+        "version": __version__,
+        "config": dataclasses.asdict(config),
+        "model": model.spec.name,
+        "revision": model.spec.revision or weights_hash(model),
+        "dtype": model.dtype,
+        "backend": model.backend,
+        **about,
+    }
+    return Pieces(Store(store).path, content_key(identity), f"batch_size={batch_size}")
+
+
+def _show(calibrated: "Calibrated") -> None:
+    table = calibrated.table
+    rows = [
+        (name, *(number_text(metrics[name]) for metrics in table.values()))
+        for name in next(iter(table.values()))
+    ]
+    print_table(("test part", *(name.replace("_", " ") for name in table)), rows)
+    chosen = ", ".join(f"L{layer}H{head}" for layer, head in calibrated.heads) or "none"
+    message(f"heads: {chosen}")
+    message(
+        f"settings: {', '.join(f'{name}={value}' for name, value in calibrated.settings.items())}"
+    )
+    saved = calibrated.layer_forwards_naive / max(calibrated.layer_forwards, 1)
+    message(f"blocks run: {calibrated.layer_forwards}, {saved:.1f} times fewer than head by head")
