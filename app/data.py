@@ -4,6 +4,7 @@ What is cached is shared by all tabs and must not be changed. Lists are read aga
 seconds, results are found by key and by when their folder was last changed.
 """
 
+import importlib
 import threading
 from collections import Counter
 from collections.abc import Sequence
@@ -175,6 +176,7 @@ def warm_up() -> threading.Thread:
         from workbench.discovery import load_probes
 
         load_probes()
+        importlib.import_module("workbench.models.huggingface")
 
     thread = threading.Thread(target=load, daemon=True, name="warm up")
     thread.start()

@@ -26,6 +26,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from app.job_log import last_lines, message_of, numbers_of, progress_of
 from app.processes import birth_of, is_alive
 from workbench.errors import StoreError
 from workbench.store.files import explained, replace_file
@@ -38,9 +39,6 @@ START_SECONDS = 20.0
 """A job that has not announced its process after so long never will."""
 GRACE_SECONDS = 15.0
 """Between asking a job to stop and stopping it by force."""
-LOG_BYTES = 16_384
-"""How much of the end of a log is read."""
-
 _children: list[subprocess.Popen[bytes]] = []  # kept, so that each can be asked for its exit code
 
 
@@ -166,7 +164,7 @@ def read(store: Path, job_id: str) -> Job | None:
         about if isinstance(about, dict) else {},
     )
     state = _state(folder, status)
-    done, total, message = _progress(folder / "log")
+    done, total, message = progress_of(folder / "log")
     found = _json(folder / "out.json")
     end = status.get("finished") or (None if state in RUNNING else _stamp(folder / "log"))
     return Job(
@@ -227,8 +225,8 @@ def cancel(job: Job, grace: float = GRACE_SECONDS) -> None:
 
 def log_tail(job: Job, lines: int = 40) -> str:
     """The end of what a job told, progress lines left out."""
-    kept = [line for line in _last_lines(job.folder / "log") if _numbers(line) is None]
-    return "\n".join(_as_message(line) for line in kept[-lines:])
+    kept = [line for line in last_lines(job.folder / "log") if numbers_of(line) is None]
+    return "\n".join(message_of(line) for line in kept[-lines:])
 
 
 def _state(folder: Path, status: Mapping[str, Any]) -> str:
@@ -252,54 +250,6 @@ def _state(folder: Path, status: Mapping[str, Any]) -> str:
     if final in ("done", "failed", "cancelled"):
         return str(final)
     return "cancelled" if asked else "killed"
-
-
-def _progress(log: Path) -> tuple[int, int, str]:
-    done = total = 0
-    message = ""
-    for line in _last_lines(log):
-        numbers = _numbers(line)
-        if numbers is None:
-            message = _as_message(line) or message
-        else:
-            done, total = numbers
-    return done, total, message
-
-
-_STEP = re.compile(r"step (\d+)/(\d+)")
-
-
-def _numbers(line: str) -> tuple[int, int] | None:
-    """Progress in a line of a log: ``{"done": 3, "total": 8}`` or ``step 3/8 ...``."""
-    if match := _STEP.match(line):
-        return int(match[1]), int(match[2])
-    told = _object(line)
-    done, total = told.get("done"), told.get("total")
-    return (done, total) if isinstance(done, int) and isinstance(total, int) else None
-
-
-def _as_message(line: str) -> str:
-    told = _object(line)
-    return str(told.get("message") or told.get("status") or line.removeprefix("workbench: "))
-
-
-def _object(line: str) -> dict[str, Any]:
-    try:
-        found = json.loads(line) if line.startswith("{") else {}
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _last_lines(path: Path) -> list[str]:
-    try:
-        with path.open("rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - LOG_BYTES))
-            data = file.read()
-    except OSError:
-        return []
-    return [line for line in data.decode("utf-8", "replace").splitlines() if line.strip()]
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -58,6 +58,27 @@ def _tensor_bytes(tensor: dict[str, Any], dtype: str) -> int:
     return numbers * _BYTES[dtype]
 
 
+def head_counts(name: str) -> tuple[int, int]:
+    """Layers and heads of a model, from its config where that says them; else it is loaded."""
+    try:
+        config = json.loads((Path(resolve_model(name)) / "config.json").read_bytes())
+    except (OSError, ValueError):
+        config = {}
+    for layers, heads in _NAMES:
+        if isinstance(config.get(layers), int) and isinstance(config.get(heads), int):
+            return config[layers], config[heads]
+    with using(name) as model:
+        return model.spec.n_layers, model.spec.n_heads
+
+
+_NAMES = (
+    ("num_hidden_layers", "num_attention_heads"),
+    ("n_layer", "n_head"),
+    ("n_layers", "n_heads"),
+)
+"""How configs call them."""
+
+
 def free_bytes() -> int:
     """Memory that can be had without swapping."""
     from workbench.models.memory import free_memory_bytes

@@ -14,7 +14,6 @@ from workbench.errors import WorkbenchError
 def page(name: str, title: str) -> Iterator[None]:
     """The frame of a page; an error that a person can mend becomes one line in it."""
     url.begin(name)
-    data.warm_up()
     st.title(plain(title))
     complaints = st.container()
     try:
@@ -23,3 +22,4 @@ def page(name: str, title: str) -> Iterator[None]:
         st.error(plain(str(error)))
     with complaints:
         url.complain()
+    data.warm_up()  # last: it must not keep the first page waiting
