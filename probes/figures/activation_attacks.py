@@ -141,14 +141,12 @@ def figure_chi(results: Mapping[str, ActivationAttackResult]) -> go.Figure:
         results: By the model's name.
     """
     figure = go.Figure()
-    low, high = PAPER_CHI
     figure.add_hrect(
-        low,
-        high,
+        *PAPER_CHI,
         fillcolor=BAND,
         line_width=0,
         layer="below",
-        name=f"large models in the paper: {low:g} to {high:g}",
+        name="large models in the paper: {:g} to {:g}".format(*PAPER_CHI),
         showlegend=True,
     )
     for kind, color in (("activations", SERIES[0]), ("tokens", SERIES[1])):
