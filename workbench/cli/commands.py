@@ -18,6 +18,7 @@ from workbench.cli import (
     report,
     results,
     run,
+    sweep,
     train,
     validate,
 )
@@ -51,6 +52,7 @@ def _root(
 
 app.command("demo")(demo.demo_command)
 app.command("run", cls=run.RunCommand)(run.run_command)
+app.command("sweep")(sweep.sweep_command)
 app.command("list")(listing.list_command)
 app.command("generate")(generate.generate_command)
 app.command("calibrate")(calibrate.calibrate_command)

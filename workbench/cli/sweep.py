@@ -1,0 +1,257 @@
+"""``workbench sweep``: many runs, on one machine or several."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from workbench.cli import options as given
+from workbench.cli.console import STYLES, message, print_json, print_table
+from workbench.errors import ConfigError, UnknownNameError
+
+if TYPE_CHECKING:
+    from workbench.execute.cell import Cell
+    from workbench.execute.estimate import Estimate
+    from workbench.execute.plan import Plan
+    from workbench.execute.protocol import Emit, Executor
+    from workbench.execute.sweep import Summary
+
+SOME_FAILED = 3
+"""Exit code: some cells failed, the rest are kept."""
+EXECUTORS = ("local", "ray", "slurm")
+
+_COMMA = "comma list"
+
+
+def sweep_command(
+    file: Annotated[
+        Path | None, typer.Argument(metavar="FILE.yaml", help="The plan; see docs/sweeps.md.")
+    ] = None,
+    executor: Annotated[
+        str, typer.Option(metavar="E", help="local (processes here), ray or slurm.")
+    ] = "local",
+    workers: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Cells at once; default: one a GPU, else one."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would run and what it takes; run nothing.")
+    ] = False,
+    models: Annotated[str | None, typer.Option(metavar="A,B", help=_COMMA)] = None,
+    probes: Annotated[str | None, typer.Option(metavar="A,B", help=_COMMA)] = None,
+    data: Annotated[str | None, typer.Option(metavar="A,B", help=_COMMA)] = None,
+    dtypes: Annotated[str | None, typer.Option(metavar="A,B", help=_COMMA)] = None,
+    seeds: Annotated[str | None, typer.Option(metavar="A,B", help=_COMMA)] = None,
+    interventions: Annotated[str | None, typer.Option(metavar="A,B", help=_COMMA)] = None,
+    n_pos: Annotated[str | None, typer.Option(metavar="A,B", help=_COMMA)] = None,
+    limit: Annotated[str | None, typer.Option(metavar="A,B", help=_COMMA)] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="[PROBE.]KEY=A,B", help="A probe's setting; comma list."),
+    ] = None,
+    slurm: Annotated[
+        list[str] | None,
+        typer.Option("--slurm", metavar="KEY=VALUE", help="For slurm, e.g. partition=gpu."),
+    ] = None,
+    store: given.StoreFolder = None,
+    progress: Annotated[str, typer.Option(metavar="P", help="auto, bar, json or off.")] = "auto",
+    as_json: given.AsJson = False,
+) -> None:
+    """Run probes on models, for every combination of a plan's values.
+
+    What the store holds already is not run again, so the same command continues a sweep that was
+    stopped. Lists may come from FILE, or from the options, which replace the file's entries.
+
+    Example: workbench sweep plan.yaml --workers 2
+    """
+    from workbench.execute.plan import make_plan, read_plan
+    from workbench.store.results import Store
+
+    lists = {
+        "models": models,
+        "probes": probes,
+        "data": data,
+        "dtypes": dtypes,
+        "seeds": seeds,
+        "interventions": interventions,
+        "n_pos": n_pos,
+        "limit": limit,
+    }
+    if progress not in STYLES:
+        raise UnknownNameError("progress style", progress, STYLES)
+    document = read_plan(file) if file is not None else {}
+    document = _with_options(document, lists, settings)
+    place = Store(store)
+    plan = make_plan(document, place.path / "hashes")
+    runner = make_executor(executor, workers, plan, slurm)
+    rows = _estimate(plan, place, runner)
+    if dry_run:
+        _show_plan(plan, rows, as_json)
+        return
+    from workbench.execute.sweep import describe_cells, run_plan
+
+    if progress in ("auto", "bar"):
+        message(describe_cells(plan.cells))
+    with _watching(progress, plan) as watch:
+        summary = run_plan(plan, place, runner, watch)
+    _show(plan, summary, as_json)
+    if summary.failures:
+        raise typer.Exit(SOME_FAILED)
+
+
+def make_executor(
+    name: str, workers: int | None, plan: "Plan", slurm: list[str] | None = None
+) -> "Executor":
+    """The executor of a name, ready to run a plan.
+
+    Raises:
+        UnknownNameError: There is none of the name.
+        ConfigError: Its library is not installed, or an option does not fit it.
+    """
+    if name not in EXECUTORS:
+        raise UnknownNameError("executor", name, EXECUTORS)
+    if slurm and name != "slurm":
+        raise ConfigError(f"--slurm is for --executor slurm; the executor is {name}; leave it out")
+    if name == "local":
+        from workbench.execute.local import LocalExecutor
+
+        spread = any(cell.device_map is not None for cell in plan.cells)
+        return LocalExecutor(workers, shards=spread)
+    if name == "ray":
+        from workbench.execute.ray import RayExecutor
+
+        return RayExecutor(workers)
+    from workbench.execute.slurm import SlurmExecutor
+
+    return SlurmExecutor(workers, given.read_settings(slurm))
+
+
+def _with_options(
+    document: Mapping[str, Any], lists: Mapping[str, str | None], settings: list[str] | None
+) -> dict[str, Any]:
+    """The plan with the command line's lists in the place of its own."""
+    from workbench.execute.plan import read_list
+
+    plan = dict(document)
+    for name, text in lists.items():
+        if text is not None:
+            plan[name] = list(read_list(text))
+    for pair in settings or ():
+        plan["probes"] = _with_setting(plan.get("probes") or {}, pair)
+    return plan
+
+
+def _with_setting(probes: Any, pair: str) -> dict[str, Any]:
+    """The probes of a plan with one more setting, ``PROBE.key=a,b``."""
+    from workbench.execute.plan import read_list
+
+    names = [probes] if isinstance(probes, str) else list(probes)
+    by_name = {name: (probes[name] if isinstance(probes, Mapping) else None) for name in names}
+    key, equals, values = pair.partition("=")
+    probe, dot, setting = key.rpartition(".")
+    if not dot and len(names) == 1:
+        probe = names[0]
+    if not equals or not setting or probe not in by_name:
+        raise typer.BadParameter(
+            f"--set takes PROBE.key=value with a probe of the plan; got {pair!r}"
+        )
+    own = {**(by_name[probe] or {}), setting.replace("-", "_"): list(read_list(values))}
+    return {**by_name, probe: own}
+
+
+def _estimate(
+    plan: "Plan", store: Any, runner: "Executor"
+) -> list[tuple["Cell", str | None, "Estimate"]]:
+    """(cell, key of its result in the store, what it takes); refuses what cannot fit."""
+    from workbench.execute.estimate import Estimator, free_bytes, refuse_what_cannot_fit
+    from workbench.execute.sweep import cached_results
+
+    cached = cached_results(plan, store)
+    estimator = Estimator(store)
+    rows = [(cell, cached.get(cell.key), estimator.estimate(cell)) for cell in plan.cells]
+    todo = [(cell, found) for cell, key, found in rows if key is None]
+    if todo and runner.name == "local":
+        cells = [cell for cell, _ in todo]
+        at_once = runner.n_workers
+        refuse_what_cannot_fit(cells, [found for _, found in todo], at_once, free_bytes(cells))
+    return rows
+
+
+def _show_plan(
+    plan: "Plan", rows: list[tuple["Cell", str | None, "Estimate"]], as_json: bool
+) -> None:
+    n_cached = sum(key is not None for _, key, _ in rows)
+    known = [found.seconds for _, key, found in rows if key is None and found.seconds is not None]
+    if as_json:
+        cells: list[dict[str, Any]] = [
+            {**cell.document(), "result": key, "cached": key is not None}
+            | {"memory_bytes": found.memory_bytes, "seconds": found.seconds}
+            | {"seconds_is_lower_bound": found.is_lower_bound}
+            for cell, key, found in rows
+        ]
+        print_json({"plan": plan.key, "cells": cells, "cached": n_cached, "seconds": sum(known)})
+        return
+    print_table(
+        ("cell", "data", "store", "memory", "time"),
+        [
+            (cell.describe(), _data_text(cell.data), "cached" if key else "to run", *_takes(found))
+            for cell, key, found in rows
+        ],
+    )
+    from workbench.execute.sweep import describe_cells
+
+    message(
+        f"{describe_cells(plan.cells)}; {n_cached} cached, {len(rows) - n_cached} to run, "
+        f"at least {sum(known):.2g} s on one worker"
+    )
+
+
+def _data_text(data: Any) -> str:
+    if isinstance(data, Mapping):
+        return ", ".join(f"{name}={source}" for name, source in data.items())
+    return "-" if data is None else str(data)
+
+
+def _takes(found: "Estimate") -> tuple[str, str]:
+    memory = "?" if found.memory_bytes is None else f"{found.memory_bytes / 1e9:.2f} GB"
+    if found.seconds is None:
+        return memory, "?"
+    return memory, f"{'>= ' if found.is_lower_bound else '~ '}{found.seconds:.2g} s"
+
+
+@contextmanager
+def _watching(style: str, plan: "Plan") -> Iterator["Emit"]:
+    """What shows the events: a bar, lines for people, JSON lines, or nothing."""
+    from workbench.cli.sweep_progress import watching
+
+    with watching(style, plan) as watch:
+        yield watch
+
+
+def _show(plan: "Plan", summary: "Summary", as_json: bool) -> None:
+    counts = {name: summary.count(name) for name in ("computed", "cached", "failed")}
+    asked = {cell.key: cell for cell in plan.cells}
+    if as_json:
+        cells: list[dict[str, Any]] = [
+            {"cell": asked[one.cell].describe(), "status": one.status, "key": one.result}
+            | {"seconds": one.seconds, "error": one.error}
+            for one in summary.outcomes
+        ]
+        print_json(
+            {"plan": plan.key, **counts, "cells": cells, "path": summary.folder}
+            | {"seconds": round(summary.seconds, 3)}
+        )
+    else:
+        rows = [
+            (asked[one.cell].describe(), one.status, (one.result or "")[:12])
+            for one in summary.outcomes
+        ]
+        print_table(("cell", "status", "key"), rows)
+    words = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
+    message(f"{words} in {summary.seconds:.2g} s")
+    for failure in summary.failures:
+        message(f"failed: {asked[failure.cell].describe()}: {failure.error}")
+    if summary.failures:
+        message(f"kept: {summary.folder / 'failures.jsonl'}; the same command tries these again")

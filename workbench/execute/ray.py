@@ -1,0 +1,141 @@
+"""The ``ray`` executor: actors that hold a model, on a Ray cluster that is already running.
+
+Every node must see the store's folder and have the workbench installed. Cells and outcomes cross
+as JSON text; when a node dies, its cells are tried once more elsewhere.
+"""
+
+import json
+import os
+import socket
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from workbench.errors import ConfigError
+from workbench.execute.cell import Cell, LoadedModel, run_cell, store_at
+from workbench.execute.local import check_workers
+from workbench.execute.pool import Pool, Worker
+from workbench.execute.protocol import Emit
+from workbench.store.strict_json import to_json
+
+
+class RayExecutor:
+    """Actors on an existing cluster."""
+
+    name = "ray"
+
+    def __init__(self, n_workers: int | None = None, address: str = "auto") -> None:
+        """Choose how many actors, and find the cluster.
+
+        Args:
+            n_workers: None: one a GPU of the cluster, else one a node.
+            address: Of the cluster; ``auto``: RAY_ADDRESS, else the one on this machine.
+
+        Raises:
+            ConfigError: Ray is not installed, or there is no cluster.
+        """
+        check_workers(n_workers)
+        self._ray = _connect(address)
+        gpus = int(self._ray.cluster_resources().get("GPU", 0))
+        nodes = sum(node["Alive"] for node in self._ray.nodes())
+        self.n_workers = n_workers or gpus or nodes
+        self._resources = {"num_cpus": 1, "num_gpus": 1 if gpus else 0}
+
+    def execute(self, cells: Sequence[Cell], store: Path, emit: Emit) -> None:
+        """Run every cell; see ``workbench.execute.protocol.Executor``."""
+        crew = _Actors(self._ray, store, self._resources)
+        Pool(crew, min(self.n_workers, len(cells)), emit).run(cells)
+
+
+def _connect(address: str) -> Any:
+    try:
+        import ray
+    except ImportError as error:
+        raise ConfigError(
+            "the ray executor needs Ray, which is not installed; pip install "
+            "'interpretability-workbench[ray]', or use --executor local"
+        ) from error
+    if not ray.is_initialized():
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+        except ConnectionError as error:
+            raise ConfigError(
+                "the ray executor needs a running Ray cluster; none was found; start one with "
+                "'ray start --head', or set RAY_ADDRESS"
+            ) from error
+    return ray
+
+
+class _Holder:
+    """The actor: runs cells, and holds the model of the last one."""
+
+    def __init__(self, store: str, folder: str) -> None:
+        os.chdir(folder)  # relative paths mean what they mean where the sweep was started
+        self._store, self._loaded = store_at(store), LoadedModel()
+
+    def run(self, cell: str) -> str:
+        """Run one cell, JSON to JSON."""
+        outcome = run_cell(Cell(**json.loads(cell)), self._store, self._loaded)
+        return to_json({"event": "finished", **asdict(outcome)})
+
+
+class _Actor:
+    """One actor as the pool sees it."""
+
+    def __init__(self, handle: Any, number: int) -> None:
+        self.handle, self.name, self.host = handle, f"actor-{number}", socket.gethostname()
+        self.answer: Any = None
+
+    def send(self, cell: Cell) -> None:
+        self.answer = self.handle.run.remote(to_json(cell.document()))
+
+
+class _Actors:
+    """The crew of the Ray executor."""
+
+    def __init__(self, ray: Any, store: Path, resources: dict[str, int]) -> None:
+        self._ray, self._store = ray, store
+        self._class = ray.remote(_Holder).options(
+            max_restarts=0, max_task_retries=0, scheduling_strategy="SPREAD", **resources
+        )
+        self._actors: list[_Actor] = []
+        self._hired = 0
+
+    def hire(self) -> Worker:
+        self._hired += 1
+        handle = self._class.remote(str(self._store), str(Path.cwd()))
+        actor = _Actor(handle, self._hired)
+        self._actors.append(actor)
+        return actor
+
+    def news(self, timeout: float) -> list[tuple[Worker, dict[str, Any]]]:
+        waiting = {actor.answer: actor for actor in self._actors if actor.answer is not None}
+        if not waiting:
+            return []
+        ready, _ = self._ray.wait(list(waiting), timeout=timeout)
+        found: list[tuple[Worker, dict[str, Any]]] = []
+        for answer in ready:
+            actor = waiting[answer]
+            actor.answer = None
+            found += [(actor, message) for message in self._read(actor, answer)]
+        return found
+
+    def _read(self, actor: _Actor, answer: Any) -> list[dict[str, Any]]:
+        try:
+            message = json.loads(self._ray.get(answer))
+        except self._ray.exceptions.RayError as error:
+            self._actors.remove(actor)
+            why = " ".join(str(error).split())[:200]
+            return [{"event": "died", "why": f"{type(error).__name__}: {why}"}]
+        return [{"event": "ready"}, message]
+
+    def dismiss(self, worker: Worker) -> None:
+        assert isinstance(worker, _Actor)
+        self._ray.kill(worker.handle)
+        self._actors.remove(worker)
+
+    def close(self) -> None:
+        for actor in self._actors:
+            self._ray.kill(actor.handle)
+        self._actors.clear()
