@@ -59,8 +59,8 @@ def figure_scan_and_snap(result: ScanSnapResult) -> go.Figure:
     step = result.step.numpy()[shown]
     panels = {
         "loss (nats)": result.loss,
-        "on common tokens (share)": result.common_mass(),
-        "entropy, distinct tokens (nats)": result.entropy,
+        "common tokens (share)": result.common_mass(),
+        "entropy (nats)": result.entropy,
     }
     figure = make_subplots(1, 3, subplot_titles=list(panels), horizontal_spacing=0.1)
     figure.update_annotations(font_size=14)

@@ -18,7 +18,7 @@ def figures(result: ScanSnapSweepResult) -> dict[str, go.Figure]:
             name="entropy (nats)",
             title="A slow decoder lets attention grow sparser",
             meaning="entropy of attention among distinct tokens at the end, mean over classes and "
-            "seeds; dark: sparse",
+            "seeds; bright: sparse",
         ),
         "common_mass": figure_panels(
             result,

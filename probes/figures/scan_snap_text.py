@@ -30,35 +30,35 @@ def figure_attention(result: ScanSnapTextResult) -> go.Figure:
     step = result.step.double().numpy()
     panels = {
         "entropy over even (share)": result.entropy,
-        "change since the checkpoint before (share)": result.change,
-        "attention on common words (ratio)": result.common_ratio,
+        "change between checkpoints (share)": result.change,
+        "on common words (ratio)": result.common_ratio,
     }
     names = [*panels, "loss (nats a word)"]
-    figure = make_subplots(1, 4, subplot_titles=names, horizontal_spacing=0.06)
+    figure = make_subplots(2, 2, subplot_titles=names, vertical_spacing=0.2)
     figure.update_annotations(font_size=13)
-    for column, values in enumerate(panels.values(), start=1):
+    for panel, values in enumerate(panels.values()):
         for layer in range(values.shape[1]):
             figure.add_scatter(
                 x=step + 1,
                 y=values[:, layer].numpy(),
                 name=f"layer {layer}",
                 legendgroup=f"layer {layer}",
-                showlegend=column == 1,
+                showlegend=panel == 0,
                 mode="lines+markers",
                 line=line_style(SERIES[layer % len(SERIES)], DASHES[layer % len(DASHES)]),
-                row=1,
-                col=column,
+                row=panel // 2 + 1,
+                col=panel % 2 + 1,
             )
     losses = {"held-out": (result.loss, "solid"), "training text": (result.train_loss, "dot")}
     for name, (loss, dash) in losses.items():
         figure.add_scatter(
-            x=step + 1, y=loss.numpy(), name=name, line=line_style(SERIES[-1], dash), row=1, col=4
+            x=step + 1, y=loss.numpy(), name=name, line=line_style(SERIES[-1], dash), row=2, col=2
         )
     figure.update_xaxes(title="updates + 1 (steps)", type="log", dtick=1)
     figure.update_yaxes(rangemode="tozero")
     config = result.config
     return titled(
-        figure.update_layout(height=430),
+        figure.update_layout(height=640),
         "On text, attention grows sparse under plain SGD",
         f"means over heads and the later half of the queries; change: total variation distance; "
         f"ratio below 1: the most frequent words are avoided; SGD with rate {config.lr:g}",

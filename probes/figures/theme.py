@@ -85,7 +85,10 @@ def titled(figure: go.Figure, title: str, definition: str, n: str) -> go.Figure:
         definition: What the numbers are, independent of the model.
         n: Over how much they were taken.
     """
-    lines = [*textwrap.wrap(f"{definition};", SUBTITLE_CHARACTERS), n]
+    lines = [
+        *textwrap.wrap(f"{definition};", SUBTITLE_CHARACTERS),
+        *textwrap.wrap(n, SUBTITLE_CHARACTERS),
+    ]
     figure.update_layout(
         template=TEMPLATE,
         title={"text": title, "subtitle": {"text": "<br>".join(lines)}},

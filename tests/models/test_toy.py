@@ -167,6 +167,13 @@ def test_unfinished_and_damaged_toys_are_refused(folder):
         wb.load(f"toy:{folder}")
 
 
+def test_a_run_that_is_no_model_is_refused_in_one_line(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "state-space"}')
+    with pytest.raises(ModelError, match="is a run of state-space") as caught:
+        wb.load(f"toy:{tmp_path}")
+    assert "\n" not in str(caught.value)
+
+
 def test_what_a_toy_lacks_is_said():
     model = wb.wrap(build(d_mlp=0, positions="none"))
     with pytest.raises(CapabilityError, match="needs an MLP"):

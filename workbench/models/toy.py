@@ -40,6 +40,9 @@ ARCHITECTURES = {"toy": "toy_tasks.model", "scan-snap": "toy_tasks.scan_snap_mod
 """The module that makes a toy model from its config.json, by its ``model_type``; named here,
 because the core imports no toy task."""
 
+NO_MODEL = ("state-space",)
+"""Toys whose folder is a record of several stacks without attention or unembedding."""
+
 _CAPABILITIES = frozenset(
     {
         "capture",
@@ -322,7 +325,21 @@ def is_toy_folder(name: str) -> bool:
         described = json.loads((Path(name).expanduser() / "config.json").read_bytes())
     except (OSError, ValueError):
         return False
-    return isinstance(described, dict) and described.get("model_type") in ARCHITECTURES
+    return isinstance(described, dict) and described.get("model_type") in (
+        *ARCHITECTURES,
+        *NO_MODEL,
+    )
+
+
+def _refuse_records(path: Path) -> None:
+    if not is_toy_folder(str(path)):
+        return
+    kind = json.loads((path / "config.json").read_bytes())["model_type"]
+    if kind in NO_MODEL:
+        raise ModelError(
+            f"toy:DIR must be the folder of a model with tokens and logits; {path} is a run of "
+            f"{kind}, which no probe reads; see its figures with workbench results show"
+        )
 
 
 def load_toy(
@@ -343,6 +360,7 @@ def load_toy(
     from safetensors.torch import load_file
 
     path = Path(folder).expanduser()
+    _refuse_records(path)
     if not (path / "model.safetensors").is_file():
         raise ModelError(
             f"a toy model must have model.safetensors, which the end of its training writes; {path} "
