@@ -241,7 +241,7 @@ CASES: dict[str, Callable[[int], dict[str, Any]]] = {
         rounds,
     ),
     "bigram-backcopy, defaults (32 x 64, width 64)": lambda rounds: bench_bigram(
-        BigramBackcopyConfig(steps=96, checkpoints_per_doubling=0.1), rounds
+        BigramBackcopyConfig(steps=32, checkpoints_per_doubling=0.1), rounds
     ),
     "bigram-backcopy, 512 x 256 data, width 64": lambda rounds: {
         "data (tokens)": bench_bigram_data(512, 256, rounds)
