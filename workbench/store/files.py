@@ -1,6 +1,7 @@
 """Writing that survives a crash, checksums, and operating-system errors in plain words."""
 
 import contextlib
+import ctypes
 import errno
 import hashlib
 import os
@@ -12,6 +13,8 @@ from pathlib import Path
 from workbench.errors import StoreError
 
 CHUNK_BYTES = 1 << 20
+_HERE = -100  # AT_FDCWD: paths count from the current folder
+_EXCHANGE = 2  # RENAME_EXCHANGE
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 _NOT_A_FOLDER = {errno.ENOTDIR, errno.EEXIST}
@@ -94,8 +97,10 @@ def copy_durably(source: Path, target: Path) -> None:
     with source.open("rb") as reader, target.open("xb") as writer:
         while piece := reader.read(CHUNK_BYTES):
             writer.write(piece)
-        writer.flush()
+            writer.flush()
+            fault("during-copy")
         os.fsync(writer.fileno())
+    fault("after-copy")
 
 
 def replace_file(path: Path, data: bytes) -> None:
@@ -105,9 +110,22 @@ def replace_file(path: Path, data: bytes) -> None:
     try:
         write_durably(temporary, data, "file")
         temporary.replace(path)
+        fault("after-file-rename")
     finally:
         temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
+
+
+def exchange(one: Path, other: Path) -> bool:
+    """Swap two directories in one step; False where the system or the filesystem cannot (Linux can).
+
+    Two renames in a row would leave neither in its place when a crash comes between them.
+    """
+    try:
+        swap = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError, TypeError):
+        return False
+    return swap(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE) == 0
 
 
 def sha256_of(path: Path) -> str:

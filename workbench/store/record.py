@@ -12,7 +12,14 @@ import safetensors.numpy
 
 from workbench.errors import DamagedResultError, StoreError
 from workbench.result import Arrays, Result
-from workbench.store.files import copy_durably, explained, sha256_of, sync_folder, write_durably
+from workbench.store.files import (
+    copy_durably,
+    explained,
+    fault,
+    sha256_of,
+    sync_folder,
+    write_durably,
+)
 from workbench.store.migrations import RESULT_SCHEMA, upgrade_document
 from workbench.store.strict_json import read_number, to_json
 
@@ -249,3 +256,4 @@ def write_manifest(folder: Path, names: list[str]) -> None:
     manifest = {"schema": RESULT_SCHEMA, "files": listed}
     write_durably(folder / MANIFEST, to_json(manifest, indent=1).encode(), "manifest")
     sync_folder(folder)
+    fault("after-sync")

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from workbench.errors import DamagedResultError, StoreError
-from workbench.store.files import explained, fault, sync_folder
+from workbench.store.files import exchange, explained, fault, sync_folder
 from workbench.store.record import Record, RemovedResultError, is_key, read_record
 
 _IN_THE_WAY = {errno.ENOTEMPTY, errno.EEXIST}
@@ -108,6 +108,7 @@ class Shelf:
         folder = self.folder(key)
         new_shard = not folder.parent.exists()
         folder.parent.mkdir(parents=True, exist_ok=True)
+        fault("after-shard")
         if new_shard:
             sync_folder(folder.parent.parent)
         fault("before-rename")
@@ -120,6 +121,10 @@ class Shelf:
                 if error.errno not in _IN_THE_WAY or last:
                     raise
             if replace:
+                # What was there goes with the scratch directory.
+                if exchange(scratch, folder):
+                    fault("after-exchange")
+                    break
                 self.remove(key)
             elif self._holds_whole(key):
                 return False
@@ -139,6 +144,7 @@ class Shelf:
         """Take a result away; a reader sees all of it or none of it."""
         with self.scratch(f"removed-{key}") as scratch, contextlib.suppress(FileNotFoundError):
             self.folder(key).rename(scratch / key)
+            fault("after-remove")
 
     def set_aside(self, key: str, error: DamagedResultError) -> DamagedResultError:
         """Move a damaged result to ``damaged/`` and return the error that says so."""
@@ -147,6 +153,7 @@ class Shelf:
         try:
             aside.parent.mkdir(exist_ok=True)
             folder.rename(aside)
+            fault("after-set-aside")
         except OSError:
             return DamagedResultError(f"{error}; it is not used, and could not be moved away")
         # Between check and rename another process may have put a whole result there.
