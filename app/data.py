@@ -5,6 +5,7 @@ seconds, results are found by key and by when their folder was last changed.
 """
 
 import importlib
+import os
 import threading
 from collections import Counter
 from collections.abc import Sequence
@@ -20,6 +21,8 @@ from workbench.store.catalogue import Entry
 from workbench.store.results import Store
 
 LIST_SECONDS = 2.0
+WARM_UP = "WORKBENCH_APP_WARM_UP"
+"""The environment variable with which the server asks for imports in the background."""
 
 # What drawing code raises on arrays of a shape it was not written for; see app/report.py.
 UNDRAWABLE = (WorkbenchError, LookupError, TypeError, ValueError, RuntimeError, AttributeError)
@@ -142,6 +145,9 @@ def _finding(key: str, _result: Result) -> str:
     try:
         say = getattr(inspect.getmodule(find_figures(find_probe(_result.probe))), "finding", None)
         return "" if say is None else str(say(_result.measured))
+    except StoreError:  # damage is told once, by whoever meets it first
+        forget()
+        raise
     except (ModuleNotFoundError, *UNDRAWABLE):
         return ""
 
@@ -168,10 +174,17 @@ def models_by_use(entries: Sequence[Entry]) -> list[str]:
     return [name for name, _ in Counter(entry.model for entry in entries).most_common()]
 
 
-@st.cache_resource(show_spinner=False)
-def warm_up() -> threading.Thread:
-    """Import what forms and figures need while a person looks at the first page."""
+def warm_up() -> None:
+    """Import what forms and figures need while a person looks at the first page.
 
+    Only where ``workbench app`` asks for it: a test has no time to look.
+    """
+    if os.environ.get(WARM_UP):
+        _warm_up()
+
+
+@st.cache_resource(show_spinner=False)
+def _warm_up() -> threading.Thread:
     def load() -> None:
         from workbench.discovery import load_probes
 

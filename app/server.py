@@ -10,6 +10,8 @@ from workbench.errors import ConfigError, WorkbenchError
 from workbench.result import missing_package
 
 ADDRESS = "127.0.0.1"
+STOP_SECONDS = 5.0
+"""After so long a server that was told to stop is stopped by force; jobs are not its children."""
 
 
 def command(port: int, *, browser: bool) -> list[str]:
@@ -63,13 +65,17 @@ def serve(store: Path, port: int, *, browser: bool) -> int:
         if find_spec(package) is None:
             raise WorkbenchError(missing_package("the dashboard", package, "view"))
     _refuse_taken(port)
-    environment = {**os.environ, "WORKBENCH_HOME": str(store)}
+    environment = {**os.environ, "WORKBENCH_HOME": str(store), "WORKBENCH_APP_WARM_UP": "1"}
     child = subprocess.Popen(command(port, browser=browser), env=environment)
     try:
         return child.wait()
     except (KeyboardInterrupt, SystemExit):
         child.terminate()
-        child.wait(10)
+        try:
+            child.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:  # a page is in the middle of something long
+            child.kill()
+            child.wait()
         raise
 
 

@@ -73,8 +73,9 @@ def _input(field: Any, hint: Any, key: str) -> Any:
         return _choice(field, about["choices"], label, help_text, key)
     if kinds == (bool,):
         return _switch(field, label, help_text, key)
-    if kinds in ((int,), (float,)):
-        return _number(field, kinds[0], label, help_text, key)
+    numeric = [kind for kind in kinds if kind is not type(None)]
+    if numeric in ([int], [float]):
+        return _number(field, numeric[0], label, help_text, key)
     return _text(field, label, help_text, key)
 
 
@@ -117,10 +118,13 @@ def _switch(field: Any, label: str, help_text: str, key: str) -> bool:
 
 
 def _number(field: Any, kind: type, label: str, help_text: str, key: str) -> Any:
-    name, default, about = PREFIX + field.name, _default(field), field.metadata
+    name, about = PREFIX + field.name, field.metadata
+    default = None if _default(field) is None else kind(_default(field))
     low, high = (None if about.get(end) is None else kind(about[end]) for end in ("low", "high"))
 
     def parse(text: str) -> Any:
+        if not text and default is None:
+            return None
         try:
             value = kind(text)
         except ValueError:
@@ -129,16 +133,18 @@ def _number(field: Any, kind: type, label: str, help_text: str, key: str) -> Any
             raise ConfigError(f"{field.name} must be in its range ({help_text}); got {text!r}")
         return value
 
-    default = 0 if default is None else default
-    url.seed(name, parse, kind(default), key)
-    limits: dict[str, Any] = {"min_value": low, "max_value": high}
+    url.seed(name, parse, default, key)
+    limits: dict[str, Any] = {"min_value": low, "max_value": high, "step": 1}
     if kind is int:
-        limits["max_value"] = min(high, _SAFE_INTEGER) if high is not None else None
+        limits["max_value"] = None if high is None else min(high, _SAFE_INTEGER)
     else:
-        limits |= {"format": "%g", "step": _step(float(default))}
-    value = st.number_input(label, key=key, help=help_text, value=None, **limits)
-    value = kind(default) if value is None else kind(value)
-    url.keep(name, text_of(value), text_of(kind(default)))
+        limits |= {"format": "%g", "step": _step(float(default or 0.0))}
+    value = st.number_input(
+        label, key=key, help=help_text, value=None, placeholder="none", **limits
+    )
+    # An emptied field of a number that must be there is its default again.
+    value = default if value is None else kind(value)
+    url.keep(name, text_of(value), text_of(default))
     return value
 
 

@@ -182,7 +182,7 @@ def pattern_figure(
             hoverongaps=False,
         )
     )
-    ticks = {"tickfont_size": 10, "showgrid": False}
+    ticks = {"tickfont_size": 9, "showgrid": False}
     figure.update_xaxes(
         title="key (token)", tickvals=list(range(len(keys))), ticktext=[names[k] for k in keys],
         tickangle=-90, **ticks,
@@ -197,4 +197,4 @@ def pattern_figure(
         "softmax weights of one head on one prompt; the upper triangle lies ahead",
         f"n = {len(queries)} queries",
     )
-    return figure.update_layout(height=int(np.clip(260 + 14 * len(queries), 420, 1100)))
+    return figure.update_layout(height=int(np.clip(240 + 10 * len(queries), 380, 860)))

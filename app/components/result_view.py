@@ -87,8 +87,9 @@ def result_view(key: str, scope: str) -> tuple[int, int] | None:
 
 def _metrics(result: Result) -> None:
     metrics = result.metrics()
-    for column, (name, value) in zip(st.columns(4), list(metrics.items())[:4], strict=False):
-        column.metric(plain(name.replace("_", " ")), number(value))
+    with st.container(horizontal=True, gap="large"):
+        for name, value in list(metrics.items())[:4]:
+            st.metric(plain(name.replace("_", " ")), number(value), width="content")
     if len(metrics) > 4:
         with st.expander(f"All {len(metrics)} numbers"):
             frame = pd.DataFrame(

@@ -18,11 +18,11 @@ def jobs_page() -> None:
     with page("jobs", "Jobs"):
         data.listing()  # says when the store has disappeared
         found = jobs.listing(data.store_path())
+        shown = _filtered(found)
         if not found:
             st.info("No job has been started on this store. Start one on a probe's page.")
             _choose([])
             return
-        shown = _filtered(found)
         _table(shown)
         job = _choose(shown)
         if job is None:

@@ -1,0 +1,307 @@
+"""Every page as a person meets it: an empty store, a full one, damage, wrong addresses."""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("streamlit")
+pytest.importorskip("plotly")
+
+import streamlit as st
+from streamlit.testing.v1 import AppTest
+from streamlit.util import calc_hash
+
+import app
+from app import jobs, models, registry
+from app.components.text import plain
+from tests.probes.figures.planted import planted_result
+from workbench.discovery import find_probe, load_probes
+from workbench.errors import ModelError
+from workbench.models.names import demo_folder
+from workbench.result import Result
+from workbench.store.results import Store
+
+MAIN = str(Path(app.__path__[0]) / "main.py")
+OWN = ("overview", "compare", "playground", "training", "jobs")
+PAGES = (*OWN, *registry.probe_names())
+EVIL = "<img src=x onerror=alert(1)> **bold** :smile: $x$ [a](https://b.example)"
+
+needs_demo = pytest.mark.skipif(
+    not (demo_folder() / "config.json").is_file(), reason="needs the demo model"
+)
+
+
+def open_page(page, **query):
+    tab = AppTest.from_file(MAIN, default_timeout=120)
+    # The public way to another page is for pages that are files; ours are made from the registry.
+    tab._page_hash = calc_hash("" if page == "overview" else page)
+    for name, value in query.items():
+        tab.query_params[name] = value
+    return tab.run()
+
+
+def texts(tab, *kinds):
+    return " ".join(str(shown.value) for kind in kinds for shown in getattr(tab, kind))
+
+
+def told(tab):
+    """What a page tells, escapes taken away."""
+    seen = texts(tab, "error", "warning", "info", "success", "caption", "markdown", "title")
+    return seen.replace("\\", "").replace("\u2060", "")
+
+
+def key_of(name):
+    return hashlib.sha256(name.encode()).hexdigest()
+
+
+def keep(path, name="demo", model=None, measured=None):
+    result = Result.from_measurement(
+        find_probe("attention-sinks"),
+        planted_result() if measured is None else measured,
+        key=key_of(name),
+        provenance={"model": model or name, "created": "2026-01-01", "prompts": {"source": EVIL}},
+    )
+    Store(path).publish(result)
+    return result.key
+
+
+@pytest.fixture(autouse=True)
+def fresh_caches(store_path):
+    st.cache_resource.clear()
+    yield
+    st.cache_resource.clear()
+
+
+@pytest.fixture
+def full(store_path):
+    return [keep(store_path, name) for name in ("one", "two", EVIL)]
+
+
+def test_every_probe_has_a_page():
+    assert registry.probe_names() == tuple(probe.name for probe in load_probes())
+
+
+@pytest.mark.parametrize("page", PAGES)
+@needs_demo
+def test_a_page_opens_on_an_empty_store(page):
+    tab = open_page(page)
+    assert not tab.exception
+    assert not tab.error
+    assert tab.title[0].value
+
+
+@pytest.mark.parametrize("page", PAGES)
+@needs_demo
+def test_a_page_opens_on_a_full_store(page, full):
+    tab = open_page(page)
+    assert not tab.exception
+    assert not tab.error
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page != "playground"])
+def test_a_page_says_when_the_store_disappears(page, full, store_path):
+    tab = open_page(page)
+    shutil.rmtree(store_path)
+    st.cache_resource.clear()
+    tab.run()
+    assert not tab.exception
+    assert "disappeared" in told(tab)
+
+
+def test_a_result_shows_its_numbers_figures_and_head(full):
+    tab = open_page("attention-sinks", key=full[0], head="L0H1")
+    assert tab.metric[0].label.replace("\\", "") == "sink rate"
+    assert tab.get("plotly_chart")
+    assert [box.value for box in tab.selectbox if "Head" in box.label] == ["L0H1"]
+
+
+def test_damaged_arrays_are_told_in_one_line(full, store_path):
+    arrays = Store(store_path).folder(full[0]) / "arrays.safetensors"
+    data = bytearray(arrays.read_bytes())
+    data[-1] ^= 255
+    arrays.write_bytes(data)
+    tab = open_page("attention-sinks", key=full[0])
+    assert not tab.exception
+    assert "SHA-256" in told(tab)
+    assert not open_page("attention-sinks").error
+
+
+def test_a_truncated_result_does_not_hide_the_others(full, store_path):
+    (Store(store_path).folder(full[0]) / "result.json").write_text("{")
+    tab = open_page("overview")
+    assert not tab.exception
+    assert "1 results cannot be shown" in " ".join(box.label for box in tab.expander)
+    assert "2 results in" in told(tab)
+
+
+def test_a_result_of_a_newer_schema_is_named_and_left_alone(full, store_path):
+    manifest = Store(store_path).folder(full[0]) / "manifest.json"
+    content = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps({**content, "schema": 99}))
+    tab = open_page("overview")
+    assert not tab.exception
+    assert "newer workbench" in " ".join(map(str, tab.dataframe[0].value["reason"]))
+    assert manifest.exists()
+
+
+WRONG = [
+    ("attention-sinks", {"key": "nonsense"}, "key"),
+    ("attention-sinks", {"key": "0" * 64}, "key"),
+    ("attention-sinks", {"figure": "no-such"}, "no figure is called"),
+    ("attention-sinks", {"head": "L99H99"}, "no head is called"),
+    ("attention-sinks", {"job": "../../etc/passwd"}, "job must be the id"),
+    ("attention-sinks", {"s.threshold": "many"}, "threshold must be float"),
+    ("attention-sinks", {"seed": "-1"}, "seed must be a whole number"),
+    ("attention-sinks", {"figur": "x"}, "Did you mean 'figure'"),
+    ("overview", {"model": "nobody"}, "no model is called"),
+    ("compare", {"keys": "zz"}, "at least 6"),
+    ("compare", {"probe": "attention-sink"}, "Did you mean 'attention-sinks'"),
+    ("jobs", {"job": "x"}, "job must be the id"),
+    ("jobs", {"state": "lost"}, "no state is called"),
+    ("training", {"toy": "bigram"}, "no toy is called"),
+]
+
+
+@pytest.mark.parametrize(("page", "query", "words"), WRONG, ids=lambda value: str(value)[:40])
+def test_a_wrong_address_says_so(page, query, words, full, store_path):
+    jobs.jobs_folder(store_path).mkdir(parents=True)
+    tab = open_page(page, **query)
+    assert not tab.exception
+    assert words in told(tab)
+
+
+def test_selections_survive_a_reload(full):
+    tab = open_page("attention-sinks")
+    figure = next(box for box in tab.selectbox if box.label == "Figure")
+    second = figure.options[1].replace(" ", "_")
+    figure.set_value(second).run()
+    threshold = next(box for box in tab.number_input if box.label.startswith("threshold"))
+    threshold.set_value(0.5).run()
+    query = dict(tab.query_params)
+    assert query["figure"] == second
+    assert query["s.threshold"] == "0.5"
+    again = open_page("attention-sinks", **query)
+    assert next(box.value for box in again.selectbox if box.label == "Figure") == second
+    assert next(box.value for box in again.number_input if box.label.startswith("threshold")) == 0.5
+    assert dict(again.query_params) == query
+
+
+def test_a_complaint_goes_when_something_is_chosen(full):
+    tab = open_page("attention-sinks", figure="no-such")
+    assert "no figure is called" in told(tab)
+    figure = next(box for box in tab.selectbox if box.label == "Figure")
+    figure.set_value(figure.options[1].replace(" ", "_")).run()
+    assert "no figure is called" not in told(tab)
+
+
+def test_a_setting_out_of_range_stops_the_start(full):
+    tab = open_page("attention-sinks", **{"s.threshold": "1.0"})
+    assert "threshold must be strictly between" in told(tab)
+    assert next(button for button in tab.button if button.label == "Start").disabled
+
+
+def test_texts_of_others_are_never_markup(full):
+    tab = open_page("attention-sinks", key=full[2])
+    other = open_page("overview", model=EVIL)
+    for page in (tab, other):
+        for shown in (*page.markdown, *page.caption, *page.success, *page.title):
+            for mark in ("<img", "**bold", ":smile", "$x$", "[a]("):
+                place = shown.value.find(mark)
+                assert place < 0 or shown.value[place - 1] == "\\", shown.value
+
+
+@pytest.mark.parametrize("mark", ["<b>", "**a**", "[a](b)", "#a", ":smile:", "$a$", "`a`", "a_b_"])
+def test_plain_escapes_every_mark(mark):
+    shown = plain(mark)
+    assert shown.replace("\\", "").replace("\u2060", "") == mark
+    for place, letter in enumerate(shown):
+        assert letter not in "<>*[]#:$`_" or shown[place - 1] == "\\"
+
+
+@needs_demo
+def test_starting_a_run_from_the_page_ends_with_its_result(store_path):
+    query = {"limit": "2", "n_pos": "32"}
+    tab = open_page("attention-sinks", **query)
+    next(button for button in tab.button if button.label == "Start").click().run()
+    assert not tab.exception
+    job_id = dict(tab.query_params)["job"]
+    second = open_page("attention-sinks", **query)
+    next(button for button in second.button if button.label == "Start").click().run()
+    assert dict(second.query_params)["job"] == job_id
+    wait_until_done(store_path, job_id)
+    done = jobs.read(store_path, job_id)
+    assert done.state == "done", jobs.log_tail(done)
+    again = open_page("attention-sinks", job=job_id)
+    assert not again.exception
+    assert next(box.value for box in again.selectbox if box.label.startswith("Result")) == done.key
+    notebook_measures_it_again(done.key, store_path, done)
+
+
+def wait_until_done(store_path, job_id):
+    import time
+
+    end = time.monotonic() + 120
+    while jobs.read(store_path, job_id).is_running and time.monotonic() < end:
+        time.sleep(0.2)
+
+
+def notebook_measures_it_again(key, store_path, job):
+    from app.components.notebook import notebook
+
+    document = json.loads(notebook(Store(store_path).get(key), store_path, job))
+    names = {}
+    for cell in document["cells"]:
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "code" and "figure.show" not in source:
+            exec(source, names)
+    assert names["again"].key == key
+    assert names["again"].metrics() == names["result"].metrics()
+
+
+def test_a_model_too_large_is_refused_with_the_estimate(tmp_path, monkeypatch):
+    tensor = {"dtype": "F32", "shape": [1000, 10**12], "data_offsets": [0, 4 * 10**15]}
+    header = json.dumps({"w": tensor}).encode()
+    (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    assert models.weight_bytes(str(tmp_path)) == 4 * 10**15
+    assert models.weight_bytes(str(tmp_path), "float16") == 2 * 10**15
+    with pytest.raises(ModelError, match=r"about 5000000\.0 GB"):
+        models.refuse_too_large(str(tmp_path))
+    tab = open_page("attention-sinks", model=str(tmp_path))
+    next(button for button in tab.button if button.label == "Start").click().run()
+    assert "must fit in memory" in told(tab)
+    assert "job" not in dict(tab.query_params)
+
+
+def test_a_job_of_a_killed_process_is_shown_as_killed(store_path):
+    folder = jobs.jobs_folder(store_path) / "0123456789abcdef0000"
+    folder.mkdir(parents=True)
+    asked = {"kind": "run", "name": "attention-sinks", "arguments": ["run"], "about": {}}
+    (folder / "request.json").write_text(json.dumps(asked))
+    (folder / "status.json").write_text(json.dumps({"pid": 2**22 + 1, "birth": "1"}))
+    tab = open_page("jobs")
+    assert "killed" in told(tab)
+    assert list(tab.dataframe[0].value["state"]) == ["killed"]
+
+
+def test_compare_draws_results_together_and_their_difference(full):
+    tab = open_page("compare", keys=",".join(key[:12] for key in full[:2]))
+    assert not tab.exception
+    assert len(tab.get("plotly_chart")) == 2
+    assert np.all(tab.dataframe[0].value.iloc[:, -1] == "+0")
+
+
+@needs_demo
+def test_the_playground_writes_both_continuations():
+    tab = open_page("playground", tokens="4", gamma="0.05")
+    next(button for button in tab.button if button.label == "Generate both").click().run()
+    assert not tab.exception
+    assert not tab.error
+    assert len(tab.code) == 2
+    assert all(shown.value.strip() for shown in tab.code)
+    rows = tab.dataframe[0].value
+    assert len(rows) == 4
+    assert (rows["p stock"].astype(float) > 0).all()
