@@ -3,6 +3,7 @@
     0    done
     1    an error the user can mend: one line on stderr
     2    usage
+    3    some cells of a sweep failed; the rest are kept
     130  interrupted (143 for SIGTERM); finished work is kept
 
 A traceback means a bug of ours. The commands themselves are in ``workbench.cli.commands``, which is
