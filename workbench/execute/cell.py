@@ -144,7 +144,12 @@ def request_for(cell: Cell, store: "Store") -> str | None:
 
 
 def run_cell(
-    cell: Cell, store: "Store", loaded: LoadedModel, reporter: "Reporter | None" = None
+    cell: Cell,
+    store: "Store",
+    loaded: LoadedModel,
+    reporter: "Reporter | None" = None,
+    *,
+    let_through: type[Exception] | tuple[type[Exception], ...] = (),
 ) -> Outcome:
     """Run one cell; whatever goes wrong costs this cell only, and is told in its outcome.
 
@@ -153,6 +158,7 @@ def run_cell(
         store: Asked first, and given the result.
         loaded: Holds the model between cells.
         reporter: Told about progress.
+        let_through: What a scheduler raises in the middle of a cell to end the process.
     """
     import time
 
@@ -167,6 +173,8 @@ def run_cell(
 
     try:
         key, cached = _find_or_compute(cell, store, loaded, reporter)
+    except let_through:
+        raise
     except WorkbenchError as error:
         return outcome("failed", error=_one_line(error))
     except (MemoryError, RuntimeError) as error:

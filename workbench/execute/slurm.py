@@ -86,7 +86,7 @@ class SlurmExecutor:
             executor.update_parameters(
                 **{name: yaml.safe_load(text) for name, text in given.items()}
             )
-        except (RuntimeError, NameError, TypeError, ValueError) as error:
+        except (AssertionError, RuntimeError, NameError, TypeError, ValueError) as error:
             text = " ".join(str(error).split())
             raise ConfigError(
                 f"the slurm executor must run where sbatch is, with parameters it knows; {text}; "
@@ -117,6 +117,8 @@ class SweepJob:
 
     def __call__(self) -> int:
         """Run every cell; those that the store holds are skipped."""
+        from submitit.core.utils import UncompletedJobError
+
         os.chdir(self.folder)
         store, loaded = store_at(self.store), LoadedModel()
         worker = f"{os.environ.get('SLURM_JOB_ID', os.getpid())}"
@@ -124,7 +126,8 @@ class SweepJob:
             cell = Cell(**json.loads(text))
             start = {"cell": cell.key, "worker": worker, "host": socket.gethostname()}
             self._tell({"event": "started", **start})
-            self._tell({"event": "finished", **asdict(run_cell(cell, store, loaded))})
+            outcome = run_cell(cell, store, loaded, let_through=UncompletedJobError)
+            self._tell({"event": "finished", **asdict(outcome)})
         return len(self.cells)
 
     def checkpoint(self) -> Any:
