@@ -45,3 +45,30 @@ def test_wrong_settings_are_refused_before_training(command, tmp_path, setting, 
     )  # fmt: skip
     assert failed.failed_with(words)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_sink_is_told_what_the_terminal_is_told(command, tmp_path, monkeypatch):
+    from contextlib import contextmanager
+
+    from toy_tasks import training_sinks
+    from toy_tasks.training import Progress
+
+    told, opened = [], []
+
+    @contextmanager
+    def open_sink(name, task, folder, settings):
+        opened.append((name, task, folder, settings))
+        yield told.append
+
+    def write(settings, folder, progress):
+        progress(Progress(1, 2, {"step": 1, "loss": 0.5}, 3.0))
+        return folder
+
+    monkeypatch.setattr(training_sinks, "open_sink", open_sink)
+    monkeypatch.setitem(train.TOYS, "echo", train.Toy("tells once", write))
+    out = tmp_path / "out"
+    done = command("train", "echo", "--set", "lr=1", "-o", out, "--sink", "wandb")
+    assert done.code == 0
+    assert opened == [("wandb", "echo", out, {"lr": "1"})]
+    assert [progress.figures["loss"] for progress in told] == [0.5]
+    assert "step 1/2  loss 0.5" in done.err

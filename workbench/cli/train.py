@@ -28,12 +28,20 @@ class Toy:
     """Something that can be trained."""
 
     summary: str
-    train: Callable[[Mapping[str, str], Path], Path | Trained]
-    """Settings as texts and an output folder -> the folder of the trained model."""
+    train: Callable[..., Path | Trained]
+    """Settings as texts and an output folder -> the folder of the trained model; with ``--sink``
+    also ``progress``, which is told the figures in the place of the terminal."""
 
 
-def _language_model(settings: Mapping[str, str], folder: Path) -> Path:
+Tell = Callable[[Any], None]
+"""Told where a run stands: ``toy_tasks.training.Progress``."""
+
+
+def _language_model(
+    settings: Mapping[str, str], folder: Path, progress: Tell | None = None
+) -> Path:
     from toy_tasks.language_model import LanguageModelConfig, train_language_model
+    from toy_tasks.training import report_to_stderr
     from workbench.settings import make_config
 
     own = dict(settings)
@@ -44,11 +52,15 @@ def _language_model(settings: Mapping[str, str], folder: Path) -> Path:
             "add --set text=FOLDER"
         )
     config = make_config(LanguageModelConfig, own, "language-model")
-    return train_language_model(config, Path(text), folder)
+    return train_language_model(config, Path(text), folder, progress=progress or report_to_stderr)
 
 
 def recorded(
-    name: str, settings: Mapping[str, str], folder: Path, store: Path | None = None
+    name: str,
+    settings: Mapping[str, str],
+    folder: Path,
+    store: Path | None = None,
+    progress: Tell | None = None,
 ) -> Trained:
     """Train a registered toy task, and keep its record and its model in the store.
 
@@ -57,6 +69,7 @@ def recorded(
         settings: As texts.
         folder: Of the run; one that is finished is not trained again.
         store: Where the record goes; None: the default store.
+        progress: Told where the run stands; None: the terminal is.
     """
     import time
 
@@ -71,7 +84,7 @@ def recorded(
     config = make_config(task.config, settings, name)
     _make_folder(folder)
     start = time.perf_counter()
-    measured = task.measure(config, folder, report_to_stderr)
+    measured = task.measure(config, folder, progress or report_to_stderr)
     identity: dict[str, Any] = {
         "probe": name,
         "version": task.version,
@@ -157,6 +170,10 @@ def train_command(
         Path, typer.Option("--output", "-o", metavar="DIR", help="Folder of checkpoints and model.")
     ],
     settings: given.Settings = None,
+    sink: Annotated[
+        str | None,
+        typer.Option(metavar="S", help="Send the figures to tensorboard or wandb as well."),
+    ] = None,
     as_json: given.AsJson = False,
 ) -> None:
     """Train a small model, or go on training one.
@@ -167,7 +184,7 @@ def train_command(
     """
     if toy not in TOYS:
         raise UnknownNameError("toy", toy, TOYS)
-    done = TOYS[toy].train(given.read_settings(settings), output)
+    done = _train(toy, given.read_settings(settings), output, sink)
     folder = done.folder if isinstance(done, Trained) else done
     stored = {"key": done.key, "metrics": done.metrics} if isinstance(done, Trained) else {}
     if as_json:
@@ -182,3 +199,19 @@ def train_command(
             message(f"next: workbench run attention-sinks {sample}")
         return
     message(f"next: workbench run attention-sinks --model toy:{folder} --data builtin:natural")
+
+
+def _train(toy: str, settings: Mapping[str, str], output: Path, sink: str | None) -> Path | Trained:
+    if sink is None:
+        return TOYS[toy].train(settings, output)
+    from toy_tasks.training import report_to_stderr
+    from toy_tasks.training_sinks import open_sink
+
+    _make_folder(output)
+    with open_sink(sink, toy, output, dict(settings)) as tell:
+
+        def both(progress: Any) -> None:
+            report_to_stderr(progress)
+            tell(progress)
+
+        return TOYS[toy].train(settings, output, progress=both)
