@@ -6,7 +6,8 @@ import pytest
 
 from tests.execute.conftest import sinks
 from workbench.errors import ConfigError, DataError, ModelError, UnknownNameError
-from workbench.execute.plan import make_plan, read_list, read_plan, split_revision
+from workbench.execute.plan import make_plan, split_revision
+from workbench.execute.plan_file import read_list, read_plan
 
 PROBES = {"attention-sinks": {"threshold": [0.2, 0.3]}, "successor-heads": {}}
 

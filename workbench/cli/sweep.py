@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 SOME_FAILED = 3
 """Exit code: some cells failed, the rest are kept."""
-EXECUTORS = ("local", "ray", "slurm")
+EXECUTORS = ("local", "ray", "slurm", "nnsight")
 
 _COMMA = "comma list"
 
@@ -30,7 +30,8 @@ def sweep_command(
         Path | None, typer.Argument(metavar="FILE.yaml", help="The plan; see docs/sweeps.md.")
     ] = None,
     executor: Annotated[
-        str, typer.Option(metavar="E", help="local (processes here), ray or slurm.")
+        str,
+        typer.Option(metavar="E", help="local (processes here), ray, slurm, or nnsight (hosted)."),
     ] = "local",
     workers: Annotated[
         int | None,
@@ -66,7 +67,8 @@ def sweep_command(
 
     Example: workbench sweep plan.yaml --workers 2
     """
-    from workbench.execute.plan import make_plan, read_plan
+    from workbench.execute.plan import make_plan
+    from workbench.execute.plan_file import read_plan
     from workbench.store.results import Store
 
     lists = {
@@ -123,6 +125,10 @@ def make_executor(
         from workbench.execute.ray import RayExecutor
 
         return RayExecutor(workers)
+    if name == "nnsight":
+        from workbench.execute.remote import RemoteExecutor
+
+        return RemoteExecutor(workers)
     from workbench.execute.slurm import SlurmExecutor
 
     return SlurmExecutor(workers, given.read_settings(slurm))
@@ -132,7 +138,7 @@ def _with_options(
     document: Mapping[str, Any], lists: Mapping[str, str | None], settings: list[str] | None
 ) -> dict[str, Any]:
     """The plan with the command line's lists in the place of its own."""
-    from workbench.execute.plan import read_list
+    from workbench.execute.plan_file import read_list
 
     plan = dict(document)
     for name, text in lists.items():
@@ -145,7 +151,7 @@ def _with_options(
 
 def _with_setting(probes: Any, pair: str) -> dict[str, Any]:
     """The probes of a plan with one more setting, ``PROBE.key=a,b``."""
-    from workbench.execute.plan import read_list
+    from workbench.execute.plan_file import read_list
 
     names = [probes] if isinstance(probes, str) else list(probes)
     by_name = {name: (probes[name] if isinstance(probes, Mapping) else None) for name in names}

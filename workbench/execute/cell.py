@@ -6,8 +6,8 @@ and whatever the store holds already is found.
 
 import json
 import traceback
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,6 +91,8 @@ class Outcome:
 class LoadedModel:
     """Holds the model of the last cell, so that neighbours of one model load it once."""
 
+    load: Callable[[Cell], Any] = field(default=lambda cell: _load(cell))
+    """From a cell to its model."""
     load_key: str | None = None
     model: Any = None
     seconds: float = 0.0
@@ -104,7 +106,7 @@ class LoadedModel:
         if cell.load_key != self.load_key:
             self.drop()
             start = time.perf_counter()
-            self.model = _load(cell)
+            self.model = self.load(cell)
             self.seconds = time.perf_counter() - start
             self.load_key = cell.load_key
         return self.model

@@ -12,7 +12,7 @@ checked without loading a model is checked here, before anything runs.
 
 import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -49,50 +49,6 @@ class Plan:
     def key(self) -> str:
         """SHA-256 of its cells."""
         return content_key({"cells": sorted(cell.key for cell in self.cells)})
-
-
-def read_plan(path: Path) -> dict[str, Any]:
-    """Read a plan file, without expanding it.
-
-    Raises:
-        ConfigError: It cannot be read, is no YAML, no mapping, or has a key twice.
-    """
-    import yaml
-
-    try:
-        document = yaml.load(path.read_text("utf-8"), Loader=_loader())
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise ConfigError(f"the plan must be a readable file; {path}: {reason}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        text = " ".join(str(error).split())
-        raise ConfigError(f"the plan must be YAML in UTF-8; {path}: {text}") from error
-    if not isinstance(document, dict):
-        raise ConfigError(
-            f"the plan must be a mapping with models and probes; {path} holds "
-            f"{type(document).__name__}"
-        )
-    return document
-
-
-def _loader() -> Any:
-    """YAML's safe loader, which by itself keeps the last of two equal keys in silence."""
-    import yaml
-
-    class UniqueKeys(yaml.SafeLoader):
-        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-            """Refuse a key that is there twice."""
-            plain = [key for key, _ in node.value if not key.tag.endswith(":merge")]
-            keys = [self.construct_object(key, deep=True) for key in plain]
-            for key in keys:
-                if keys.count(key) > 1:
-                    raise ConfigError(
-                        f"a plan must have each key once; {key!r} is there twice "
-                        f"(line {node.start_mark.line + 1} on); join them into one"
-                    )
-            return super().construct_mapping(node, deep)
-
-    return UniqueKeys
 
 
 def make_plan(document: Mapping[str, Any], hashes: Path | None = None) -> Plan:
@@ -310,10 +266,3 @@ def _read_intervention(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise DataError(f"the intervention file must hold a mapping; {path} does not")
     return content
-
-
-def read_list(text: str) -> Sequence[Any]:
-    """A comma list of the command line; each part is read as YAML reads it (0.3 is a number)."""
-    import yaml
-
-    return [yaml.safe_load(part) for part in text.split(",") if part.strip()]

@@ -60,7 +60,7 @@ class NNsightModel:
             CapabilityError: Remote without a key for it.
         """
         if remote:
-            _refuse_without_key()
+            refuse_without_key()
         elif not getattr(lm, "dispatched", True):
             lm.dispatch()
         self.lm = lm
@@ -250,7 +250,8 @@ class NNsightModel:
         return found
 
 
-def _refuse_without_key() -> None:
+def refuse_without_key() -> None:
+    """Raise ``CapabilityError`` where no key for remote execution is set."""
     from nnsight import CONFIG
 
     if not CONFIG.API.APIKEY:
@@ -267,7 +268,7 @@ def load_nnsight(source: Source, *, remote: bool = False) -> NNsightModel:
         CapabilityError: Remote without a key for it.
     """
     if remote:
-        _refuse_without_key()
+        refuse_without_key()
     kernel = source.attn_implementation or "eager"
     model, tokenizer, identity = load_transformers(replace(source, attn_implementation=kernel))
     return wrap_module(
@@ -280,3 +281,17 @@ def wrap_module(model: Any, tokenizer: Any = None, **about: Any) -> NNsightModel
     from nnsight import NNsight
 
     return NNsightModel(NNsight(model), tokenizer, **about)
+
+
+def load_remote(name: str, revision: str | None = None) -> NNsightModel:
+    """Point at a model that NDIF hosts: its weights stay there, only its sizes are read here.
+
+    Raises:
+        CapabilityError: No key for it.
+    """
+    refuse_without_key()
+    from nnsight import LanguageModel
+
+    lm = LanguageModel(name, revision=revision)
+    known = revision or getattr(lm._module.config, "_commit_hash", None) or "hosted"
+    return NNsightModel(lm, lm.tokenizer, name=name, revision=known, remote=True)
