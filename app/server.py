@@ -39,7 +39,9 @@ def command(port: int, *, browser: bool) -> list[str]:
         "client.toolbarMode": "viewer",
         "global.developmentMode": False,
         "logger.level": "warning",
-        "theme.primaryColor": "#1f77c4",
+        # Of both themes, so that neither is pinned: the browser's own wish decides.
+        "theme.light.primaryColor": "#1f77c4",
+        "theme.dark.primaryColor": "#5aa2e0",
     }
     main = Path(__file__).with_name("main.py")
     options = [

@@ -17,6 +17,8 @@ from workbench.errors import ConfigError, WorkbenchError
 WINDOW = 64
 """Queries and keys that one picture shows; token names stay readable."""
 MOST_TOKENS = 4096
+IN_URL = 1000
+"""Characters of a prompt that the URL takes; a longer one is not shared with it, and that is said."""
 EXAMPLE = "One two three four five six. When the night came, the old man went home. One two three"
 NUMBERS = ("score", "rate", "mean", "loss", "sink", "attention", "norm")
 
@@ -28,14 +30,34 @@ def head_view(n_layers: int, n_heads: int, clicked: tuple[int, int] | None, mode
     _scores(model, layer, head)
     st.markdown("**What it attends to**")
     name = model_picker("head", name="on")
-    prompt = st.text_area("Prompt", EXAMPLE, key="head prompt", height=100)
-    if st.toggle(
+    prompt = prompt_area("prompt", EXAMPLE, "head prompt")
+    url.seed(
+        "pattern",
+        lambda text: url.one_of(("yes", "no"), "pattern")(text) == "yes",
+        False,
+        "head pattern",
+    )
+    shown = st.toggle(
         "Show its pattern", key="head pattern", help="Loads the model into the dashboard."
-    ):
+    )
+    url.keep("pattern", "yes" if shown else "no", "no")
+    if shown:
         try:
             _pattern(name, prompt, layer, head)
         except WorkbenchError as error:
             st.error(plain(str(error)))
+
+
+def prompt_area(name: str, default: str, key: str) -> str:
+    """A field for a prompt, in the URL as far as that takes it."""
+    url.seed(name, str, default, key)
+    prompt = st.text_area("Prompt", key=key, height=100)
+    if len(prompt) > IN_URL:
+        st.caption(f"The prompt is longer than {IN_URL} characters and is not part of the URL.")
+        url.keep(name, default, default)
+    else:
+        url.keep(name, prompt, default)
+    return str(prompt)
 
 
 def _choose(n_layers: int, n_heads: int, clicked: tuple[int, int] | None) -> tuple[int, int]:

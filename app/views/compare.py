@@ -96,15 +96,20 @@ def _names(results: dict[str, Result]) -> dict[str, str]:
     ]
     for key, result in results.items():
         parts = [result.model or result.probe]
-        revision = result.provenance.get("revision")
-        if len({result.model for result in results.values()}) == 1 and revision:
-            parts.append(str(revision)[:8])
+        if result.provenance.get("revision") and _differ(results, "revision"):
+            parts.append(str(result.provenance["revision"])[:8])
+        if _differ(results, "prompts"):
+            parts.append(str((result.provenance.get("prompts") or {}).get("source", "")))
         parts += [f"{name}={result.config.get(name)}" for name in differing[:3]]
         edits = result.provenance.get("interventions") or []
         parts += [str(edit.get("type", "edited")) for edit in edits if isinstance(edit, dict)]
-        name = " ".join(parts)[:60]
+        name = " ".join(filter(None, parts))[:60]
         names[key] = name if name not in names.values() else f"{name} {key[:6]}"
     return names
+
+
+def _differ(results: dict[str, Result], name: str) -> bool:
+    return len({repr(result.provenance.get(name)) for result in results.values()}) > 1
 
 
 def _numbers(results: dict[str, Result], names: dict[str, str]) -> None:

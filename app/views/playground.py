@@ -10,6 +10,7 @@ import plotly.graph_objects as go
 import streamlit as st
 
 from app import models, playing, url
+from app.components.head_view import prompt_area
 from app.components.intervention_form import intervention_form
 from app.components.layout import page
 from app.components.pickers import model_picker
@@ -19,8 +20,6 @@ from probes.figures.theme import SERIES, TEMPLATE, head_name
 from workbench.errors import WorkbenchError
 
 EXAMPLE = "Monday, Tuesday, Wednesday,"
-IN_URL = 1000
-"""Characters of a prompt that the URL takes; a longer one is not shared with it, and that is said."""
 SHOWN_KEYS = 64
 
 
@@ -28,7 +27,7 @@ def playground_page() -> None:
     """Generate twice, stock and edited, and look at what changed."""
     with page("playground", "Playground"):
         name = model_picker("play")
-        prompt = _prompt()
+        prompt = prompt_area("prompt", EXAMPLE, "play prompt")
         n_new = _n_new()
         n_layers, n_heads = models.head_counts(name)
         with st.expander("Intervention", expanded=True):
@@ -39,17 +38,6 @@ def playground_page() -> None:
         else:
             _show_texts()
         _details()
-
-
-def _prompt() -> str:
-    url.seed("prompt", str, EXAMPLE, "play prompt")
-    prompt = st.text_area("Prompt", key="play prompt", height=100)
-    if len(prompt) > IN_URL:
-        st.caption(f"The prompt is longer than {IN_URL} characters and is not part of the URL.")
-        url.keep("prompt", "")
-    else:
-        url.keep("prompt", prompt, EXAMPLE)
-    return str(prompt)
 
 
 def _n_new() -> int:

@@ -139,9 +139,18 @@ def _curves_and_step(folder: Path) -> int | None:
     if found:
         names = list(found)
         first = [name for name in names if name != "lr"][:2]
-        chosen = st.multiselect(
-            "Curves", names, default=first, max_selections=MOST_CURVES, key="training curves"
+        parse = url.one_of(names, "curve")
+        url.seed(
+            "curves",
+            lambda text: [parse(part) for part in text.split(",")][:MOST_CURVES],
+            first,
+            "training curves",
         )
+        st.session_state["training curves"] = [
+            name for name in st.session_state["training curves"] if name in names
+        ]
+        chosen = st.multiselect("Curves", names, max_selections=MOST_CURVES, key="training curves")
+        url.keep("curves", ",".join(chosen), ",".join(first))
         if chosen:
             st.plotly_chart(
                 checkpoints.curves_figure({name: found[name] for name in chosen}, step),
