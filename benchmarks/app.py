@@ -1,0 +1,121 @@
+"""The dashboard on a store of 5,000 results: first paint of each page, and the list behind it.
+
+Each page is run as Streamlit runs it, without a browser, in a process that has served a page
+before (the first request of a server also imports Streamlit's own parts). "empty caches" reads
+the store anew; "second visit" is what a person meets who goes back and forth.
+
+    python benchmarks/app.py [--results 5000] [--store DIR]
+"""
+
+import argparse
+import hashlib
+import os
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+MODELS = 40
+LIMIT_SECONDS = 2.0
+REPEATS = 3
+
+
+def fill(store: Path, n_results: int) -> None:
+    """Measure attention sinks of the demo model once and keep it under many keys and model names."""
+    import workbench as wb
+    from workbench.result import Result
+    from workbench.store.results import Store
+
+    found = wb.run("attention-sinks", "demo", "builtin:natural", n_pos=64, limit=8)
+    opened = Store(store)
+    for number in range(n_results):
+        about = {
+            "model": f"model-{number % MODELS}",
+            "created": f"2026-01-{1 + number % 28:02d}T00:00:00+00:00",
+        }
+        copy = Result(
+            key=hashlib.sha256(str(number).encode()).hexdigest(),
+            probe=found.probe,
+            version=found.version,
+            config=found.config,
+            arrays=found.arrays,
+            metrics=found.metrics(),
+            labels=found.labels,
+            provenance={**found.provenance, **about},
+        )
+        opened.publish(copy)
+
+
+def first_paint(page: str) -> float:
+    """Seconds of one run of a page for a new tab."""
+    from streamlit.testing.v1 import AppTest
+    from streamlit.util import calc_hash
+
+    import app
+
+    tab = AppTest.from_file(str(Path(app.__path__[0]) / "main.py"), default_timeout=120)
+    tab._page_hash = calc_hash("" if page == "overview" else page)
+    start = time.perf_counter()
+    tab.run()
+    seconds = time.perf_counter() - start
+    if tab.exception:
+        raise RuntimeError(f"{page}: {tab.exception[0].value}")
+    return seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--results", type=int, default=5000)
+    parser.add_argument("--store", type=Path)
+    given = parser.parse_args()
+    # This file's folder comes first on the path, and in it this file is called app.
+    sys.path.remove(str(Path(__file__).resolve().parent))
+    with tempfile.TemporaryDirectory() as folder:
+        store = given.store or Path(folder) / "store"
+        if not store.exists():
+            fill(store, given.results)
+        os.environ["WORKBENCH_HOME"] = str(store)
+        os.environ["STREAMLIT_LOGGER_LEVEL"] = "error"
+        import streamlit as st
+
+        from app import data, registry
+        from workbench.discovery import load_probes
+
+        load_probes()
+        first_paint("attention-sinks")
+        st.cache_resource.clear()
+        start = time.perf_counter()
+        entries = data.entries_of()
+        print(
+            f"list of {len(entries)} results, first time in this process: {time.perf_counter() - start:.2f} s"
+        )
+        st.cache_resource.clear()
+        start = time.perf_counter()
+        data.entries_of()
+        print(f"list again, caches empty: {time.perf_counter() - start:.2f} s\n")
+        print(
+            "| page | empty caches, s | slowest of 3, s | second visit, s | under 2 s |\n|---|---|---|---|---|"
+        )
+        for page in (
+            "overview",
+            "compare",
+            "playground",
+            "training",
+            "jobs",
+            *registry.probe_names(),
+        ):
+            cold = []
+            for _ in range(REPEATS):
+                st.cache_resource.clear()
+                cold.append(first_paint(page))
+            warm = statistics.median(first_paint(page) for _ in range(REPEATS))
+            verdict = "yes" if max(cold) < LIMIT_SECONDS else "no"
+            print(
+                f"| {page} | {statistics.median(cold):.2f} | {max(cold):.2f} | {warm:.2f} | {verdict} |",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
