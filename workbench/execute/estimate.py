@@ -21,8 +21,8 @@ from workbench.revisions import weight_files
 if TYPE_CHECKING:
     from workbench.store.results import Store
 
-LIBRARY_BYTES = 600 << 20
-"""Of a process with torch and transformers: measured 450 to 600 MB here."""
+LIBRARY_BYTES = 500 << 20
+"""Of a process with torch and transformers; 400 to 460 MB were measured with the demo model."""
 BATCH_BYTES = 256 << 20
 """What an automatic batch size aims at; see ``workbench.run``."""
 CHARACTERS_A_TOKEN = 4
@@ -86,9 +86,19 @@ def memory_bytes(cell: Cell, sizes: Sizes) -> int:
     n_pos = min(int(cell.options.get("n_pos") or sizes.n_ctx), sizes.n_ctx)
     per_prompt = 4 * n_pos * (16 * sizes.d_model + 4 * sizes.d_mlp)
     batch = cell.options.get("batch_size") or max(1, BATCH_BYTES // per_prompt)
-    batch = min(batch, cell.options.get("limit") or batch)
+    batch = min(batch, _n_prompts(cell) or batch)
     logits = 4 * n_pos * sizes.d_vocab
     return LIBRARY_BYTES + sizes.weight_bytes + batch * (per_prompt + logits)
+
+
+def _n_prompts(cell: Cell) -> int:
+    """Prompts of a cell; 0 where they are still to be drawn, or none are needed."""
+    from workbench.sources import read_source
+
+    limit = cell.options.get("limit")
+    if cell.data is None:
+        return limit or 0
+    return len(read_source(cell.data, limit))
 
 
 def flops_a_second(seconds: float = 0.2) -> float:
