@@ -129,8 +129,8 @@ def _run_probe(probe: "Probe", model: str, store: Path, reporter: Any) -> Iterat
             yield run(
                 probe.name, model, recipe.data, store=store, reporter=reporter, **recipe.settings
             )
-        except (DataError, CapabilityError) as error:
-            # A probe that wants other data than ours is no failure of the demo.
+        except (ConfigError, DataError, CapabilityError) as error:
+            # A probe that wants other data or a larger model than ours is no failure of the demo.
             reporter.message(f"{probe.name} was left out: {error}")
 
 
