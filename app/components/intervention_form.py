@@ -122,7 +122,8 @@ def _heads(n_layers: int, n_heads: int) -> list[tuple[int, int]]:
         return chosen
 
     widget = "play heads"
-    url.seed("heads", parse, [], widget)
+    nothing: list[str] = []
+    url.seed("heads", parse, nothing, widget)
     st.session_state[widget] = [name for name in st.session_state[widget] if name in names]
     if len(names) <= MOST_CELLS:
         st.plotly_chart(

@@ -22,8 +22,7 @@ def model_picker(scope: str, default: str = "demo", name: str = "model") -> str:
     """A model: demo, one that was used before, a local folder or a hub id; kept in the URL."""
     known = list(dict.fromkeys(["demo", *_recent("model")]))
     return _picker(
-        name,
-        "Model",
+        (name, "Model"),
         known,
         default,
         f"{scope} model",
@@ -37,8 +36,7 @@ def data_picker(scope: str, default: str = "builtin:natural") -> str:
     builtin = [f"builtin:{name}" for name in BUILTIN]
     known = list(dict.fromkeys([*builtin, *GENERATED, *_recent("data")]))
     return _picker(
-        "data",
-        "Prompts",
+        ("data", "Prompts"),
         known,
         default,
         f"{scope} data",
@@ -47,7 +45,10 @@ def data_picker(scope: str, default: str = "builtin:natural") -> str:
     )
 
 
-def _picker(name: str, label: str, known: list[str], default: str, key: str, about: str) -> str:
+def _picker(names: tuple[str, str], known: list[str], default: str, key: str, about: str) -> str:
+    """A list that takes other values too; ``names`` are those of the URL and of the label."""
+    name, label = names
+
     def parse(text: str) -> str:
         if not text.strip():
             raise ConfigError(f"{label.lower()} must be named; the URL names none")

@@ -15,8 +15,6 @@ from workbench.models.names import resolve_model
 from workbench.registry import Probe
 from workbench.requests import MAX_SEED
 
-TYPED = "(typed here)"
-
 
 def run_form(probe: Probe) -> None:
     """Model, prompts, how to run and the probe's own settings; a button that starts a job."""
@@ -48,7 +46,8 @@ def run_form(probe: Probe) -> None:
         st.error(plain(problem))
     if st.button("Start", type="primary", key=f"{scope} start", disabled=bool(problem)):
         try:
-            _start(probe, model, chosen, typed, how, settings)
+            source = pickers.keep_prompts(typed) if typed.strip() else chosen
+            _start(probe, model, source, how, settings)
         except WorkbenchError as error:
             st.error(plain(str(error)))
 
@@ -74,24 +73,18 @@ def _how(scope: str) -> dict[str, Any]:
 
 def _whole(name: str, label: str, scope: str, about: str, low: int = 1) -> int | None:
     key, high = f"{scope} {name}", min(MAX_SEED, 2**53 - 1)
-    url.seed(name, url.whole(low, high, name), None, key)  # type: ignore[arg-type]
+    url.seed(name, url.whole(low, high, name), None, key)
     value = st.number_input(label, low, None, value=None, step=1, key=key, help=about)
     url.keep(name, "" if value is None else str(value))
     return None if value is None else int(value)
 
 
 def _start(
-    probe: Probe,
-    model: str,
-    chosen: str,
-    typed: str,
-    how: dict[str, Any],
-    settings: dict[str, Any],
+    probe: Probe, model: str, source: str, how: dict[str, Any], settings: dict[str, Any]
 ) -> None:
-    if probe.needs_data and not chosen and not typed.strip():
+    if probe.needs_data and not source:
         raise ConfigError(f"{probe.name} needs prompts; none were chosen; choose or type some")
     refuse_too_large(model, how.get("dtype", "auto"))
-    source = pickers.keep_prompts(typed) if typed.strip() else chosen
     arguments = ["run", probe.name, f"--model={model}", "--progress=json", "--json"]
     if probe.takes_data and source != "none":
         arguments += pickers.data_arguments(source)

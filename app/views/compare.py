@@ -87,7 +87,7 @@ def _whole_key(part: str) -> str:
 
 def _names(results: dict[str, Result]) -> dict[str, str]:
     """A short name of each: the model, and the settings in which they differ."""
-    names = {}
+    names: dict[str, str] = {}
     configs = [result.config for result in results.values()]
     differing = [
         name
