@@ -4,10 +4,14 @@
 def test_demo_writes_a_page_and_a_second_run_only_reads(
     command, tiny_folder, tmp_path, monkeypatch
 ):
+    from workbench import discovery
     from workbench.cli import demo
 
     monkeypatch.setattr(demo, "N_POS", 24)
     monkeypatch.setattr(demo, "RECIPES", {})
+    # One probe and one toy: ``.ci/run`` runs the whole demo.
+    monkeypatch.setattr(discovery, "load_probes", lambda: [discovery.find_probe("attention-sinks")])
+    monkeypatch.setattr(demo, "TOYS", {"scan-snap": {"steps": "10"}})
     first = command("demo", "-o", tmp_path / "demo", "-m", tiny_folder)
     assert first.code == 0
     assert "sink at position 0" in first.out

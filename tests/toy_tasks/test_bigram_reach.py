@@ -54,7 +54,7 @@ def test_sink_logit_and_drain_grow_together(softmax):
     assert drain[late] < 0.5 * drain[early]
     # Theory's resting value comes down onto the measured one from far above.
     far = run.value_norm_stationary / run.value_norm_bos
-    assert far[early] > 2.0
+    assert far[early] > 1.5
     assert far[late] < 1.0
 
 
