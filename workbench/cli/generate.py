@@ -49,20 +49,46 @@ def generate_command(
     with given.offering_models(model):
         loaded = load(model, backend, revision, dtype, device)
 
-    def continuation(edit: Any) -> str:
-        with nullcontext() if edit is None else loaded.edit(edit):
-            text: str = loaded.generate(prompt, max_new_tokens=max_new_tokens, do_sample=False)
-        return text
-
-    edited = continuation(change)
-    stock = continuation(None) if compare else None
+    if compare:
+        _compare(loaded, prompt, change, str(intervention), max_new_tokens, as_json=as_json)
+        return
+    with nullcontext() if change is None else loaded.edit(change):
+        text: str = loaded.generate(prompt, max_new_tokens=max_new_tokens, do_sample=False)
     if as_json:
         about = {"model": loaded.spec.name, "prompt": prompt, "intervention": change}
-        print_json({**about, "continuation": edited, **({"stock": stock} if compare else {})})
-    elif stock is None:
-        print(edited)
+        print_json({**about, "continuation": text})
     else:
-        print_table(("stock", str(intervention)), [(stock, edited)])
+        print(text)
+
+
+def _compare(
+    model: Any, prompt: str, change: Any, name: str, max_new_tokens: int, *, as_json: bool
+) -> None:
+    """Both continuations, every token of them under both models, attention to the first token."""
+    from workbench.generation import compare_generation
+
+    found = compare_generation(model, prompt, change, max_new_tokens)
+    if as_json:
+        about = {"model": model.spec.name, "prompt": prompt, "intervention": change}
+        texts = {"continuation": found.edited.text, "stock": found.stock.text}
+        print_json({**about, **texts, "comparison": found.document()})
+        return
+    print_table(("stock", name), [(found.stock.text, found.edited.text)])
+    for title, path in (("stock", found.stock), (name, found.edited)):
+        print(f"\nthe tokens of {title}")
+        columns = (
+            path.probability_stock, path.probability_edited, path.entropy_stock, path.entropy_edited
+        )  # fmt: skip
+        rows = [
+            (repr(model.tokenizer.decode([token])), *(f"{float(value):.3f}" for value in values))
+            for token, *values in zip(path.tokens.tolist(), *columns, strict=True)
+        ]
+        print_table(("token", "p stock", "p edited", "entropy stock", "entropy edited"), rows)
+    if found.sink_mass_stock is not None and found.sink_mass_edited is not None:
+        print("\nattention to the first token, mean over heads and queries of the prompt")
+        masses = zip(found.sink_mass_stock.tolist(), found.sink_mass_edited.tolist(), strict=True)
+        rows = [(f"layer {n}", f"{a:.3f}", f"{b:.3f}") for n, (a, b) in enumerate(masses)]
+        print_table(("", "stock", "edited"), rows)
 
 
 def read_intervention(name: str, settings: Mapping[str, str]) -> Any:
