@@ -67,7 +67,9 @@ def gradient_profile(
     for start in range(0, len(questions), batch_size):
         batch = questions[start : start + batch_size]
         tokens, mask = pad_left([item.prompt for item in batch])
-        resid = model.capture(tokens, [Site("resid_pre", 0)], attention_mask=mask)[Site("resid_pre", 0)]
+        resid = model.capture(tokens, [Site("resid_pre", 0)], attention_mask=mask)[
+            Site("resid_pre", 0)
+        ]
         log_gamma = torch.zeros_like(total, requires_grad=True)
         with model.edit(LogGammas(log_gamma)):
             logits = model.continue_from(0, resid.requires_grad_(), mask, last=1)[:, 0]
