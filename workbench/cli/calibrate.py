@@ -124,7 +124,7 @@ def _pieces(
 def _show(calibrated: "Calibrated") -> None:
     table = calibrated.table
     rows = [
-        (name, *(number_text(metrics[name]) for metrics in table.values()))
+        (name, *(number_text(float(metrics[name])) for metrics in table.values()))
         for name in next(iter(table.values()))
     ]
     print_table(("test part", *(name.replace("_", " ") for name in table)), rows)

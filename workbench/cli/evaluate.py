@@ -135,7 +135,9 @@ def _answer_turns(
 def _show(evaluation: "Evaluation") -> None:
     metrics, stock = evaluation.metrics(), evaluation.stock
     if stock is None:
-        print_table(("metric", "value"), [(name, number_text(v)) for name, v in metrics.items()])
+        print_table(
+            ("metric", "value"), [(name, number_text(float(v))) for name, v in metrics.items()]
+        )
         return
     before, changes = stock.metrics(), evaluation.differences()
     rows = []
@@ -143,5 +145,7 @@ def _show(evaluation: "Evaluation") -> None:
         change = changes.get(name)
         interval = f"{change.low:+.3f} to {change.high:+.3f}" if change else ""
         p = f"{change.p:.3g}" if change else ""
-        rows.append((name, number_text(before[name]), number_text(value), interval, p))
+        rows.append(
+            (name, number_text(float(before[name])), number_text(float(value)), interval, p)
+        )
     print_table(("metric", "stock", "edited", "95 % of the difference", "McNemar p"), rows)
