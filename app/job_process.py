@@ -27,6 +27,8 @@ def run_job(folder: Path) -> int:
     _write(folder, status)
     code = 1
     try:
+        if (folder / "cancel.json").exists():
+            raise KeyboardInterrupt  # asked to stop before it had announced itself
         request = json.loads((folder / "request.json").read_bytes())
         code = run_command_line([str(argument) for argument in request["arguments"]])
     except KeyboardInterrupt:

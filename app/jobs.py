@@ -200,10 +200,11 @@ def listing(store: Path, limit: int = 200) -> list[Job]:
 
 def cancel(job: Job, grace: float = GRACE_SECONDS) -> None:
     """Ask a job to stop; one that does not is stopped by force after ``grace`` seconds."""
+    now = datetime.now(UTC).isoformat(timespec="milliseconds")
+    # First the request, then the look: a process that announces itself in between sees the request.
+    replace_file(job.folder / "cancel.json", to_json({"asked": now}).encode())
     status = _json(job.folder / "status.json")
     pid, birth = status.get("pid"), status.get("birth")
-    now = datetime.now(UTC).isoformat(timespec="milliseconds")
-    replace_file(job.folder / "cancel.json", to_json({"asked": now}).encode())
     if not isinstance(pid, int) or not is_alive(pid, birth):
         return
     with contextlib.suppress(ProcessLookupError):

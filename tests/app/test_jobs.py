@@ -109,6 +109,19 @@ def test_cancelling_ends_the_process(store):
     assert birth_of(pid) is None
 
 
+def test_a_job_cancelled_before_it_has_begun_never_runs(store):
+    job, _ = jobs.start(store, long_request())
+    jobs.cancel(jobs.read(store, job.id))  # its process is still importing
+    assert wait_for(store, job, "cancelled").state == "cancelled"
+    status = job.folder / "status.json"
+    end = time.monotonic() + 120
+    while "code" not in (json.loads(status.read_text()) if status.exists() else {}):
+        assert time.monotonic() < end, "the process neither ended nor said so"
+        time.sleep(0.1)
+    assert json.loads(status.read_text())["state"] == "cancelled"
+    assert not (job.folder.parents[1] / "never-ending").exists()
+
+
 def test_a_killed_process_reads_as_killed(store):
     job, _ = jobs.start(store, long_request())
     running = wait_for(store, job, "running")
