@@ -219,3 +219,33 @@ def test_a_file_brings_scaled_keys_back():
     content = {"name": "scale-keys", "positions": [0, 2], "factor": 2.0, "heads": [[0, 1]]}
     with model.edit(content):
         assert model.interventions == (ScaleKeys((0, 2), 2.0, ((0, 1),)),)
+
+
+def test_a_probe_inside_an_edit_measures_the_edited_model():
+    model, tokens = wb.wrap(tiny_model("llama")), random_tokens(2, N_POS)
+    with model.edit(ScaleKeys((0, 3), 3.0)):
+        measured = wb.run("attention-sinks", model, tokens)
+    (scores,) = captured(model, tokens, "attn_scores")
+    edited = keys_scaled(scores.double())
+    received = edited.sum(dim=-2) / torch.arange(N_POS, 0, -1)
+    torch.testing.assert_close(measured.score[:, 0].double(), received, rtol=0, atol=1e-5)
+    assert measured.key != wb.run("attention-sinks", model, tokens).key
+
+
+BFLOAT16 = 2.0**-7
+"""Spacing of bfloat16 below 1: the pattern is changed in float32 and only z is rounded to it."""
+
+
+@pytest.mark.parametrize(
+    "edit", [ScaleKeys((0, 3), 3.0), MoveToFirst()], ids=lambda edit: edit.name
+)
+def test_in_half_precision_the_output_is_rounded_once(edit):
+    model = wb.wrap(tiny_model("llama", dtype=torch.bfloat16))
+    tokens = random_tokens(2, N_POS)
+    definition = {"scale-keys": keys_scaled, "move-to-first": moved}[edit.name]
+    scores, value = captured(model, tokens, "attn_scores", "v")
+    wanted = mixed(model, definition(scores.double()).float(), value)
+    with model.edit(edit):
+        (output,) = captured(model, tokens, "z")
+    scale = value.abs().max()
+    torch.testing.assert_close(output / scale, wanted / scale, rtol=0, atol=2 * BFLOAT16)
