@@ -34,9 +34,9 @@ from probes.token_dynamics_walk import (
 from workbench.attention.rows import PatternRows
 from workbench.attention.statistics import RowEntropy
 from workbench.context import Batch
-from workbench.interventions.base import ZeroHeads
 from workbench.interventions.replace import ReplacePositions
 from workbench.interventions.uniform import UniformAttention
+from workbench.interventions.zero_heads import ZeroHeads
 from workbench.models.base import ModelAdapter, Site
 
 LOGIT_FLOATS = 1 << 25

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from workbench.errors import WorkbenchError
     from workbench.interventions.act import ACT
-    from workbench.interventions.base import AddVector, ZeroHeads
+    from workbench.interventions.add_vector import AddVector
+    from workbench.interventions.zero_heads import ZeroHeads
     from workbench.interventions.zerotuning import ZeroTuning
     from workbench.models.base import ModelAdapter, ModelSpec, Site
     from workbench.models.load import load, wrap
@@ -27,14 +28,14 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "ACT": "workbench.interventions.act",
-    "AddVector": "workbench.interventions.base",
+    "AddVector": "workbench.interventions.add_vector",
     "ModelAdapter": "workbench.models.base",
     "ModelSpec": "workbench.models.base",
     "Result": "workbench.result",
     "Site": "workbench.models.base",
     "Store": "workbench.store.results",
     "WorkbenchError": "workbench.errors",
-    "ZeroHeads": "workbench.interventions.base",
+    "ZeroHeads": "workbench.interventions.zero_heads",
     "ZeroTuning": "workbench.interventions.zerotuning",
     "load": "workbench.models.load",
     "run": "workbench.run",

@@ -207,21 +207,6 @@ def test_scores_of_decoded_tokens_equal_the_whole_pass_under_left_padding():
             assert torch.equal(together[row, 8:], alone[0, length:])
 
 
-@pytest.mark.parametrize(
-    "edit",
-    [ACT(alpha=LOW, beta=0.2), ACT(alpha=LOW, beta=0.2, mode="full"), wb.ZeroTuning(3.0)],
-    ids=["act causal", "act full", "zerotuning"],
-)
-def test_a_static_cache_sees_the_same_edit(edit):
-    model, tokens = wb.wrap(tiny_model("llama")), random_tokens(2, 6)
-    with model.edit(edit):
-        usual = model.generate(tokens, max_new_tokens=8, do_sample=False)
-        static = model.generate(
-            tokens, max_new_tokens=8, do_sample=False, cache_implementation="static"
-        )
-    assert torch.equal(usual, static)
-
-
 def test_sampling_sees_the_same_edit_with_and_without_a_cache():
     model, tokens = wb.wrap(tiny_model("llama")), random_tokens(2, 6)
     with model.edit(ACT(alpha=LOW, beta=0.2)):
@@ -230,14 +215,6 @@ def test_sampling_sees_the_same_edit_with_and_without_a_cache():
         torch.manual_seed(0)
         again = model.generate(tokens, max_new_tokens=8, do_sample=True, use_cache=False)
     assert torch.equal(sampled, again)
-
-
-def test_ways_of_generating_that_are_not_defined_are_refused():
-    model, tokens = wb.wrap(tiny_model("llama")), random_tokens(1, 6)
-    with model.edit(ACT()), pytest.raises(ConfigError, match="num_beams=2"):
-        model.generate(tokens, max_new_tokens=2, num_beams=2)
-    with model.edit(ACT(mode="full")), pytest.raises(ConfigError, match="mode=causal"):
-        model.generate(tokens, max_new_tokens=2, use_cache=False)
 
 
 @pytest.mark.parametrize("order", [0, 1])

@@ -72,7 +72,7 @@ def test_the_whole_probe_and_its_example_replayed(family):
 
 
 def test_it_runs_under_interventions_of_others():
-    from workbench.interventions.base import ZeroHeads
+    from workbench.interventions.zero_heads import ZeroHeads
 
     model = MODELS["gpt2"]()
     with model.edit(ZeroHeads(((0, 1), (1, 2)))):

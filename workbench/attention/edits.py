@@ -17,8 +17,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from workbench.attention.streaming import AttentionInputs, PatternBlock
+from workbench.attention.streaming import AttentionInputs, PatternBlock, shows
 from workbench.models.base import ModelSpec, Site
+
+Factor = float | int | Float[Tensor, " head"]
+"""What multiplies the scores on some keys: one number, or one for each head."""
 
 
 @dataclass(frozen=True)
@@ -47,10 +50,23 @@ class AttentionCall:
         return first[:, None] + torch.tensor(positions, device=first.device)
 
     def scores(
-        self, columns: Int[Tensor, "batch n"], factor: float | int = 1
+        self, columns: Int[Tensor, "batch n"], factor: Factor = 1
     ) -> Float[Tensor, "batch head q_pos n"]:
         """Scores of every query on some keys times ``factor``, capped; -inf where hidden."""
         return key_scores(self.inputs, columns, factor)
+
+    def first_scores(self, factor: Factor = 1) -> Float[Tensor, "batch head q_pos"]:
+        """``scores`` on the first key of every prompt, by the cheapest way."""
+        if self.first_key is None:
+            return _capped_and_masked(self.inputs, _first_products(self.inputs), factor)[..., 0]
+        return self.scores(self.first_key[:, None], factor)[..., 0]
+
+    def first_values(self) -> Float[Tensor, "batch head d_value"]:
+        """Value of the first key of every prompt, repeated for the query heads of each group."""
+        if self.first_key is None:
+            value, n_groups = self.inputs.value[:, :, 0].float(), self.inputs.n_groups
+            return value if n_groups == 1 else value.repeat_interleave(n_groups, dim=1)
+        return self.values(self.first_key[:, None])[:, :, 0]
 
     def weights(self, columns: Int[Tensor, "batch n"]) -> Float[Tensor, "batch head q_pos n"]:
         """Attention of every query to some keys, exact: exp(score - log_sum)."""
@@ -62,29 +78,61 @@ class AttentionCall:
 
 
 def key_scores(
-    inputs: AttentionInputs, columns: Int[Tensor, "batch n"], factor: float | int = 1
+    inputs: AttentionInputs, columns: Int[Tensor, "batch n"], factor: Factor = 1
 ) -> Float[Tensor, "batch head q_pos n"]:
     """Scores on some keys, their raw scores times ``factor`` (as if the keys were), before softmax.
 
     Scaled and capped; -inf where a query must not see the key and where there is no such key.
+
+    Args:
+        inputs: Of the layer.
+        columns: The keys of every prompt.
+        factor: One number, or one for each head.
     """
     key = _picked(inputs.key, columns, inputs.n_groups)
-    score = torch.einsum("bhqd,bhnd->bhqn", inputs.query.float(), key) * (inputs.scaling * factor)
+    products = torch.einsum("bhqd,bhnd->bhqn", inputs.query.float(), key)
+    return _capped_and_masked(inputs, products, factor, columns)
+
+
+def _first_products(inputs: AttentionInputs) -> Float[Tensor, "batch head q_pos one"]:
+    """Products of every query with column 0: query heads of one group are rows of one product."""
+    batch, n_heads, n_q, d_head = inputs.query.shape
+    query = inputs.query.float().reshape(batch, inputs.key.shape[1], -1, d_head)
+    key = inputs.key[:, :, :1].float().transpose(-1, -2)
+    return torch.matmul(query, key).view(batch, n_heads, n_q, 1)
+
+
+def _capped_and_masked(
+    inputs: AttentionInputs,
+    products: Float[Tensor, "batch head q_pos n"],
+    factor: Factor,
+    columns: Int[Tensor, "batch n"] | None = None,
+) -> Float[Tensor, "batch head q_pos n"]:
+    """Scores from products with some keys; ``columns`` None: column 0 of all prompts."""
+    if isinstance(factor, Tensor):
+        factor = factor.to(products)[:, None, None]
+    score = products * (inputs.scaling * factor)
     if inputs.softcap is not None:
         score = torch.tanh(score / inputs.softcap) * inputs.softcap
-    n_q, n_k = inputs.query.shape[2], inputs.key.shape[2]
-    there = ((columns >= 0) & (columns < n_k))[:, None, None]
-    if inputs.mask is None:
-        row = torch.arange(n_q, device=columns.device)[:, None] + inputs.offset
-        seen = columns[:, None, None] <= row if inputs.causal else there
+    if columns is None:
+        if inputs.mask is None:
+            return score  # the first key comes before every query
+        picked, there = inputs.mask[..., :1], None
     else:
+        n_q, n_k = inputs.query.shape[2], inputs.key.shape[2]
+        there = ((columns >= 0) & (columns < n_k))[:, None, None]
+        if inputs.mask is None:
+            row = torch.arange(n_q, device=columns.device)[:, None] + inputs.offset
+            seen = columns[:, None, None] <= row if inputs.causal else there
+            return score.masked_fill(~(seen & there), -torch.inf)
         mask = inputs.mask.expand(columns.shape[0], -1, -1, -1)
         index = columns.clamp(0, n_k - 1)[:, None, None].expand(*mask.shape[:3], -1)
-        seen = inputs.visible().expand(columns.shape[0], -1, -1, -1).gather(-1, index)
-        if mask.dtype != torch.bool:
-            score = score + mask.gather(-1, index)
+        picked = mask.gather(-1, index)
+    if picked.dtype != torch.bool:
+        score = score + picked
+    seen = shows(picked) if there is None else shows(picked) & there
     # Hidden keys are dropped by where, not by a product: their score may overflow exp.
-    return score.masked_fill(~(seen & there), -torch.inf)
+    return score.masked_fill(~seen, -torch.inf)
 
 
 def _picked(x: Tensor, columns: Tensor, n_groups: int) -> Float[Tensor, "batch head n d"]:
@@ -111,7 +159,7 @@ class TiledCall:
     """Column of each prompt's first real token; below 0: it has left the cache."""
     n_tokens: Int[Tensor, " batch"]
     """Real tokens of each prompt, up to the end of this call."""
-    scores: Callable[[Tensor, float | int], Tensor]
+    scores: Callable[[Tensor, Factor], Tensor]
     """(columns [batch n], factor) -> [batch head q_pos n]: see ``key_scores``; a backend that hands
     over patterns alone refuses."""
     column_mean: Callable[[], Tensor]
@@ -132,6 +180,9 @@ class AttentionEdit:
     """``pattern`` tile by tile, for edits that depend on where a row stands or on earlier rows: told
     of each call of the layer, it returns what makes a tile's pattern anew. Takes the place of
     ``pattern`` where that is None."""
+    reorder: Callable[[Int[Tensor, " batch"]], None] | None = None
+    """Takes what the edit remembers of earlier rows along when beam search puts other rows in their
+    place; None: it remembers nothing, or cannot follow (and refuses beams)."""
 
     @property
     def site(self) -> Site:

@@ -26,6 +26,7 @@ from workbench.attention.edits import (
     TiledCall,
     key_scores,
 )
+from workbench.attention.fused import fused_attention
 from workbench.attention.statistics import ColumnMean, WholePattern
 from workbench.attention.streaming import (
     AttentionInputs,
@@ -50,7 +51,8 @@ def implementation_name(stock: str) -> str:
 
     name = f"workbench_{stock}"
     if name not in ALL_MASK_ATTENTION_FUNCTIONS:
-        AttentionInterface.register(name, _attention)
+        # What an edit remembers lives in Python: compiled code breaks off here and goes on behind it.
+        AttentionInterface.register(name, torch.compiler.disable(_attention))
         # Without a mask function of its own, transformers would drop padding and windows.
         AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[stock])
     return name
@@ -175,7 +177,7 @@ class AttentionSession:
             return run(module, query, key, value, mask, dropout=0.0, scaling=scaling, **kwargs)[0]
 
         n_before = self.seen[layer] - query.shape[2]
-        pass_ = _Pass(inputs, layer, first_key, self._rows(inputs), n_before)
+        pass_ = _Pass(inputs, layer, first_key, self._rows(inputs), n_before, self.stock == "sdpa")
         z, found = _compute(pass_, statistics, attention_edits, stock)
         for edit in edits:
             if isinstance(edit, ActivationEdit):
@@ -195,10 +197,12 @@ class AttentionSession:
         return first.to(inputs.query.device).repeat_interleave(batch // first.shape[0]) - dropped
 
     def _rows(self, inputs: AttentionInputs) -> Tensor | None:
-        """Which rows are real; while generating, rows may be beams or new tokens, all real."""
-        valid = self.row_valid
-        size = (inputs.query.shape[0], inputs.query.shape[2])
-        return valid if valid is not None and tuple(valid.shape) == size else None
+        """Which rows are real; new tokens are."""
+        valid, (batch, n_q) = self.row_valid, inputs.query.shape[::2]
+        if valid is None or valid.shape[1] != n_q or batch % valid.shape[0]:
+            return None
+        # Beams and several samples repeat each prompt's row.
+        return valid.repeat_interleave(batch // valid.shape[0], dim=0)
 
     def _keep(
         self,
@@ -270,6 +274,8 @@ class _Pass:
     first_key: Tensor | None
     row_valid: Tensor | None
     n_before: int
+    sdpa: bool
+    """The stock kernel is SDPA, which on a CPU gives the rows' log-sum-exp with its output."""
 
     def first_keys(self) -> Tensor:
         """The first real key of every prompt."""
@@ -298,6 +304,13 @@ def _compute(
         whole = attend(inputs, statistics, row_valid, change=_tile_change(call, edits))
         assert whole.output is not None
         return whole.output, whole.statistics
+    kernel = fused_attention(inputs) if edits and call.sdpa else None
+    if kernel is not None:
+        z, log_sum = kernel
+        for edit in edits:
+            assert edit.output is not None
+            z = edit.output(AttentionCall(call.layer, inputs, log_sum, call.first_key), z)
+        return z, {}
     wanted = (("output",) if fused else ()) + (("log_sum",) if edits else ())
     found = attend(inputs, statistics, row_valid, want=wanted)
     z = stock() if found.output is None else found.output
@@ -332,7 +345,7 @@ def _begin(
 
         def alike(block: PatternBlock) -> Tensor:
             # A tile that ends before a prompt's first key holds only rows of padding for it.
-            first = first_key[block.batches].clamp(min=0, max=block.pattern.shape[-1] - 1)
+            first = first_key[block.batches].clamp(max=block.pattern.shape[-1] - 1)
             return whole(block.pattern, first)
 
         return alike

@@ -56,7 +56,7 @@ class AttentionInputs:
         """Which keys each query may see, whole: for references and small inputs."""
         n_q, n_k = self.query.shape[2], self.key.shape[2]
         if self.mask is not None:
-            return _shows(self.mask)[..., :n_k]
+            return shows(self.mask)[..., :n_k]
         if not self.causal:
             return torch.ones(1, 1, n_q, n_k, dtype=torch.bool, device=self.query.device)
         rows = torch.arange(n_q, device=self.query.device)[:, None] + self.offset
@@ -191,7 +191,7 @@ def _tiles(inputs: AttentionInputs, *, whole_heads: bool) -> Iterator[_Tile]:
     batch, n_kv, n_q = inputs.query.shape[0], inputs.key.shape[1], inputs.query.shape[2]
     per_row = inputs.n_groups * inputs.key.shape[2]
     n_rows = min(n_q, TILE_ROWS)
-    at_once = n_kv if whole_heads else max(TILE_FLOATS // (per_row * n_rows), 1)
+    at_once = max(TILE_FLOATS // (per_row * n_rows), n_kv if whole_heads else 1)
     if at_once * per_row * n_rows > TILE_FLOATS:
         n_rows = min(n_rows, max(TILE_FLOATS // (at_once * per_row), MIN_TILE_ROWS))
     n_prompts, n_heads = max(at_once // n_kv, 1), min(at_once, n_kv)
@@ -283,7 +283,7 @@ class _Source:
         """Rows that see no key, which softmax makes NaN (or all sink); None: there are none."""
         if self.inputs.mask is None:
             return None
-        empty = ~_shows(self._mask(tile)).any(dim=-1)
+        empty = ~shows(self._mask(tile)).any(dim=-1)
         return empty if bool(empty.any()) else None
 
     def mix(
@@ -303,7 +303,7 @@ def _softmax(scores: Tensor) -> Tensor:
     return torch.softmax(scores, dim=-1)
 
 
-def _shows(mask: Tensor) -> Bool[Tensor, "..."]:
+def shows(mask: Tensor) -> Bool[Tensor, "..."]:
     """Where a bool or additive mask lets a query see a key."""
     if mask.dtype == torch.bool:
         return mask
@@ -314,4 +314,4 @@ def _shows(mask: Tensor) -> Bool[Tensor, "..."]:
 def _masked(scores: Tensor, mask: Tensor) -> Tensor:
     if mask.dtype != torch.bool:
         scores = scores + mask
-    return scores.masked_fill_(~_shows(mask), -torch.inf)
+    return scores.masked_fill_(~shows(mask), -torch.inf)

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from workbench.attention.edits import AttentionEdit, TiledCall
+from workbench.attention.edits import AttentionEdit, Factor, TiledCall
 from workbench.attention.statistics import ColumnMean
 from workbench.attention.streaming import PatternBlock, PatternShape, PatternStatistic
 from workbench.errors import CapabilityError
@@ -79,7 +79,7 @@ def _whole_block(pattern: Tensor, row_valid: Tensor | None) -> PatternBlock:
     return PatternBlock(pattern, batches, heads, rows, columns, row_valid)
 
 
-def _no_scores(columns: Tensor, factor: float | int) -> Tensor:
+def _no_scores(columns: Tensor, factor: Factor) -> Tensor:
     raise CapabilityError(
         "an edit of scores needs the keys themselves, which this backend does not hand over with the "
         "pattern; use --backend hf"

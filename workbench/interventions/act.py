@@ -41,6 +41,9 @@ from workbench.interventions.base import Heads, heads_by_layer
 from workbench.models.base import ModelSpec
 from workbench.settings import check_settings, setting
 
+SPARE_COLUMNS = 128
+"""How many keys more than it needs a running sum has room for when it is made."""
+
 
 @dataclass(frozen=True)
 class ACT:
@@ -69,52 +72,77 @@ class ACT:
         grouped = heads_by_layer(self.heads, spec)
         if self.beta == 1.0:
             return []
-        return [self._edit(layer, heads) for layer, heads in grouped.items()]
+        return [
+            self._edit(layer, None if len(set(heads)) == spec.n_heads else heads)
+            for layer, heads in grouped.items()
+        ]
 
     def check_generation(self, options: dict[str, Any]) -> None:
         """Refuse ways of generating under which the rule is not defined.
 
         Raises:
-            ConfigError: Beams, or whole-prompt statistics without a cache.
+            ConfigError: Whole-prompt statistics without a cache, or of a prompt that comes in parts.
         """
-        if options.get("num_beams", 1) > 1:
-            raise ConfigError(
-                "act must generate without beams, which reorder the rows that its statistics follow; "
-                f"got num_beams={options['num_beams']}; sample, or take the most likely token"
-            )
         if self.mode == "full" and options.get("use_cache") is False:
             raise ConfigError(
                 "act with mode=full must generate with the cache: without it every new token would "
                 "change the sinks of the rows before; leave use_cache=False out, or set mode=causal"
             )
+        if self.mode == "full" and options.get("prefill_chunk_size"):
+            raise ConfigError(
+                "act with mode=full must see the prompt at once; got prefill_chunk_size="
+                f"{options['prefill_chunk_size']}; leave it out, or set mode=causal"
+            )
 
-    def _edit(self, layer: int, heads: list[int]) -> AttentionEdit:
+    def _edit(self, layer: int, heads: list[int] | None) -> AttentionEdit:
         columns = RunningColumns()
+        # All heads are not picked out: copies of a tile cost as much as its softmax.
+        picked = slice(None) if heads is None else heads
 
         def begin(call: TiledCall) -> Callable[[PatternBlock], Tensor]:
             columns.open(call)
             # A decoded token comes after the prompt: for it, all rows are those up to itself.
             ahead = self.mode == "full" and call.n_before <= 0
-            whole = call.column_mean()[:, heads] if ahead else None
+            whole = self._sinks_of_all_rows(call)[:, picked] if ahead else None
 
             def change(block: PatternBlock) -> Tensor:
-                part = block.pattern[:, heads].float()
+                part = block.pattern[:, picked].float()
                 place = Place(call, block)
-                mean, n_tokens = columns.advance(place, part), place.tokens_so_far()
-                if whole is not None:
-                    mean = whole[block.batches, :, None, block.columns]
-                    n_tokens = call.n_tokens[block.batches, None, None, None].to(part.device)
-                sinks = place.tokens(after_first=self.protect_first)
-                sinks = sinks & (mean * n_tokens > self.alpha)
+                if whole is None:
+                    sinks = columns.advance(place, part) > self.bound(place)
+                else:
+                    columns.add(place, part)
+                    sinks = whole[block.batches, :, None, block.columns]
+                outside = None if block.outside is None else block.outside[:, picked]
+                damped = damp(part, sinks, self.beta, outside=outside).to(block.pattern.dtype)
+                if heads is None:
+                    return damped
                 edited = block.pattern.clone()
-                outside = None if block.outside is None else block.outside[:, heads]
-                damped = damp(part, sinks, self.beta, outside=outside)
-                edited[:, heads] = damped.to(edited.dtype)
+                edited[:, heads] = damped
                 return edited
 
             return change
 
-        return AttentionEdit(layer, output=None, pattern=None, begin=begin)
+        return AttentionEdit(layer, None, None, begin, columns.reorder)
+
+    def bound(self, place: "Place") -> Float[Tensor, "batch one q_pos k_pos"]:
+        """What a key of each row must have received so far to be a sink: alpha / n times its rows.
+
+        Infinite for keys that are not judged. One comparison with it, alike for all heads, stands for
+        a mean, a product and a mask of every head's tile.
+        """
+        n_rows = (place.rows - place.keys + 1).clamp(min=1)
+        bound = n_rows * (self.alpha / place.tokens_so_far().clamp(min=1))
+        return bound.masked_fill(~place.tokens(after_first=self.protect_first), torch.inf)
+
+    def _sinks_of_all_rows(self, call: TiledCall) -> Bool[Tensor, "batch head k_pos"]:
+        """The sinks of a prompt by the mean over all its rows."""
+        mean = call.column_mean()
+        keys = torch.arange(mean.shape[-1], device=mean.device)
+        first = call.first_key.to(mean.device)[:, None, None]
+        judged = keys > first if self.protect_first else keys >= first
+        n_tokens = call.n_tokens.to(mean.device)[:, None, None]
+        return judged & (mean * n_tokens > self.alpha)
 
 
 def damp(
@@ -134,13 +162,18 @@ def damp(
         beta: The factor on them.
         outside: What each row gives to a learned sink that is no key; counts as the rest.
     """
+    # Most decoded rows have no sink; on a GPU the question would make it wait.
+    if sinks.device.type == "cpu" and not bool(sinks.any()):
+        return pattern
     damped = pattern.masked_fill(~sinks, 0.0).sum(dim=-1, keepdim=True)
+    # Not 1 - damped: where nearly all goes to sinks, little would be right of it.
     rest = pattern.masked_fill(sinks, 0.0).sum(dim=-1, keepdim=True)
     if outside is not None:
         rest = rest + outside[..., None]
-    grown = 1.0 + (1.0 - beta) * damped / rest
-    edited = torch.where(sinks, beta * pattern, grown * pattern)
-    return torch.where(rest > 0.0, edited, pattern)
+    alive = rest > 0.0
+    on_sinks = torch.where(alive, beta, 1.0)
+    on_rest = torch.where(alive, 1.0 + (1.0 - beta) * damped / rest, 1.0)
+    return pattern * torch.where(sinks, on_sinks, on_rest)
 
 
 @dataclass(frozen=True)
@@ -199,28 +232,44 @@ class RunningColumns:
             self._total = self._total[..., gone:]
         self._first_column = call.first_column
 
+    def reorder(self, rows: Int[Tensor, " batch"]) -> None:
+        """Beam search has put other rows in each one's place: take theirs over."""
+        if self._total is not None:
+            self._total = self._total.index_select(0, rows.to(self._total.device))
+
     def advance(
         self, place: Place, part: Float[Tensor, "batch head q_pos k_pos"]
     ) -> Float[Tensor, "batch head q_pos k_pos"]:
-        """Add a tile's rows; returns the mean that each key has received up to each row."""
-        block = place.block
-        if block.row_valid is not None:
-            part = part * block.row_valid[:, None, :, None]
-        total = self._grown(place, part)
+        """Add a tile's rows; returns what each key has received up to each row."""
+        block, total = place.block, self._room(place, part)
+        before = total[block.batches, :, block.columns][..., None, :]
+        part = _real_rows(part, block)
+        # A decoded token is one row: its sum so far is the new sum.
+        running = before + (part if part.shape[-2] == 1 else part.cumsum(dim=-2))
+        total[block.batches, :, block.columns] = running[..., -1, :]
+        return running
+
+    def add(self, place: Place, part: Float[Tensor, "batch head q_pos k_pos"]) -> None:
+        """Add a tile's rows."""
+        block, total = place.block, self._room(place, part)
+        total[block.batches, :, block.columns] += _real_rows(part, block).sum(dim=-2)
+
+    def _room(self, place: Place, part: Tensor) -> Float[Tensor, "batch head k_pos"]:
+        """The sums, with room for the tile's columns, at 0 where a new prompt begins."""
+        total, block = self._grown(place, part), place.block
         if block.rows.start == 0 and place.call.n_before <= 0:
             total[block.batches] = 0.0
-        running = total[block.batches, :, block.columns][..., None, :] + part.cumsum(dim=-2)
-        total[block.batches, :, block.columns] = running[..., -1, :]
-        return running / (place.rows - place.keys + 1).clamp(min=1)
+        return total
 
     def _grown(self, place: Place, part: Tensor) -> Float[Tensor, "batch head k_pos"]:
         """The sums, with room for the tile's columns."""
         batch, stop = place.call.first_key.shape[0], place.block.columns.stop
         if self._total is None or (place.call.n_before <= 0 and self._total.shape[0] != batch):
-            self._total = part.new_zeros(batch, part.shape[1], stop)
+            self._total = part.new_zeros(batch, part.shape[1], stop + SPARE_COLUMNS)
         missing = stop - self._total.shape[-1]
         if missing > 0:
-            self._total = torch.nn.functional.pad(self._total, (0, missing))
+            # With every token comes a key: room is made for many at once.
+            self._total = torch.nn.functional.pad(self._total, (0, missing + SPARE_COLUMNS))
         return self._total
 
 
@@ -246,27 +295,32 @@ class _DampedMass(PatternAccumulator):
         if valid is not None:
             first, n_tokens = valid.argmax(dim=1), valid.sum(dim=1).long()
         self._call = TiledCall(0, 0, first, n_tokens, _not_asked, _not_asked)
-        self._act, self._columns = act, RunningColumns()
+        self._act, self._columns, self._n_keys = act, RunningColumns(), shape.n_k
         self._mass = torch.zeros(shape.batch, shape.n_heads, device=shape.device)
 
     def update(self, block: PatternBlock) -> None:
         place, part = Place(self._call, block), block.pattern.float()
-        mean = self._columns.advance(place, part)
-        if self._act.mode == "causal":
-            sinks = place.tokens(after_first=self._act.protect_first)
-            sinks = sinks & (mean * place.tokens_so_far() > self._act.alpha)
-            self._mass[block.batches] += part.masked_fill(~sinks, 0.0).sum(dim=(-1, -2))
+        if self._act.mode == "full":
+            self._columns.add(place, part)
+            return
+        sinks = self._columns.advance(place, part) > self._act.bound(place)
+        self._mass[block.batches] += part.masked_fill(~sinks, 0.0).sum(dim=(-1, -2))
 
     def finish(self) -> Float[Tensor, "batch head"]:
         if self._act.mode == "causal":
             return self._mass
-        total = self._columns.total
+        total = self._columns.total[..., : self._n_keys]
         keys = torch.arange(total.shape[-1], device=total.device)
         first, n_tokens = self._call.first_key[:, None], self._call.n_tokens[:, None]
         after = (first + n_tokens - keys).clamp(min=1)[:, None]
         judged = (keys > first if self._act.protect_first else keys >= first)[:, None]
         sinks = judged & (total / after * n_tokens[:, None] > self._act.alpha)
         return total.masked_fill(~sinks, 0.0).sum(dim=-1)
+
+
+def _real_rows(part: Tensor, block: PatternBlock) -> Float[Tensor, "batch head q_pos k_pos"]:
+    """Rows of padding set to 0."""
+    return part if block.row_valid is None else part * block.row_valid[:, None, :, None]
 
 
 def _not_asked(*_: Any) -> Tensor:

@@ -1,15 +1,9 @@
-"""Small edits that people expect: silence heads, add a vector. One dataclass each."""
+"""What interventions on heads share: how heads are named."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
-
-from workbench.attention.edits import EDITABLE_SITES, ActivationEdit, Edit
 from workbench.errors import ConfigError
-from workbench.models.base import ModelSpec, Site
+from workbench.models.base import ModelSpec
 
 Heads = tuple[tuple[int, int], ...]
 """(layer, head) pairs, counted from 0."""
@@ -32,61 +26,3 @@ def heads_by_layer(heads: Sequence[Sequence[int]] | None, spec: ModelSpec) -> di
             )
         grouped.setdefault(layer, []).append(head)
     return grouped
-
-
-@dataclass(frozen=True)
-class ZeroHeads:
-    """Set the output z of some heads to zero (before W_O), at every position."""
-
-    heads: Heads
-    name: str = "zero-heads"
-
-    def plan(self, spec: ModelSpec) -> list[Edit]:
-        """One edit a layer."""
-        return [
-            ActivationEdit(Site("z", layer), _zero(heads))
-            for layer, heads in heads_by_layer(self.heads, spec).items()
-        ]
-
-
-def _zero(heads: list[int]):  # type: ignore[no-untyped-def]
-    def change(z: Float[Tensor, "batch pos head d_head"]) -> Float[Tensor, "batch pos head d_head"]:
-        kept = z.clone()
-        kept[:, :, heads] = 0.0
-        return kept
-
-    return change
-
-
-@dataclass(frozen=True, eq=False)
-class AddVector:
-    """Add a vector to the residual stream at one site, at every position (steering).
-
-    A zero vector is a no-op.
-    """
-
-    site: str
-    """E.g. ``L3.resid_pre``; any site of the residual stream."""
-    vector: Float[Tensor, " d_model"]
-    scale: float = 1.0
-    name: str = "add-vector"
-
-    def plan(self, spec: ModelSpec) -> list[Edit]:
-        """One edit at the site, none if the vector is zero."""
-        site = Site.parse(self.site)
-        if site.name not in EDITABLE_SITES - {"z"}:
-            raise ConfigError(
-                f"site must be in the residual stream; got {site}; use e.g. L0.resid_post"
-            )
-        if site.layer is not None and site.layer >= spec.n_layers:
-            raise ConfigError(f"layer must be below {spec.n_layers}; got {site}")
-        if self.vector.shape != (spec.d_model,):
-            raise ConfigError(
-                f"vector must have d_model = {spec.d_model} numbers; got {tuple(self.vector.shape)}"
-            )
-        if self.scale == 0.0 or not torch.any(self.vector):
-            return []
-        return [ActivationEdit(site, self._add)]
-
-    def _add(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
-        return x + (self.scale * self.vector).to(x)

@@ -5,17 +5,19 @@ A file holds ``{"name", "version", "model", "revision", "layers", "heads", setti
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from workbench.attention.edits import Intervention
 from workbench.errors import ConfigError, DataError, UnknownNameError
 from workbench.interventions.act import ACT
-from workbench.interventions.base import ZeroHeads
+from workbench.interventions.add_vector import AddVector
+from workbench.interventions.mean_heads import MeanHeads
 from workbench.interventions.move_to_first import MoveToFirst
 from workbench.interventions.scale_keys import ScaleKeys
 from workbench.interventions.uniform import UniformAttention
+from workbench.interventions.zero_heads import ZeroHeads
 from workbench.interventions.zerotuning import ZeroTuning
 from workbench.models.base import ModelSpec
 from workbench.settings import make_config
@@ -24,6 +26,8 @@ INTERVENTIONS: dict[str, type] = {
     "act": ACT,
     "zerotuning": ZeroTuning,
     "zero-heads": ZeroHeads,
+    "mean-heads": MeanHeads,
+    "add-vector": AddVector,
     "move-to-first": MoveToFirst,
     "scale-keys": ScaleKeys,
     "uniform-attention": UniformAttention,
@@ -68,9 +72,11 @@ def _from_dict(content: Mapping[str, Any], spec: ModelSpec) -> Intervention:
     name = content.get("name")
     if name not in INTERVENTIONS:
         raise UnknownNameError("intervention", str(name), INTERVENTIONS)
-    if content.get("version", VERSION) > VERSION:
+    version = content.get("version", VERSION)
+    if not isinstance(version, int) or version > VERSION:
         raise ConfigError(
-            f"the intervention file's version must be at most {VERSION}; got {content['version']}; update workbench"
+            f"the intervention file's version must be a whole number up to {VERSION}; got {version!r}; "
+            "update workbench"
         )
     for key, found in (("revision", spec.revision), ("layers", spec.n_layers)):
         wanted = content.get(key)
@@ -83,8 +89,36 @@ def _from_dict(content: Mapping[str, Any], spec: ModelSpec) -> Intervention:
             )
     settings = {key: value for key, value in content.items() if key not in _ABOUT}
     if settings.get("heads") is not None:
-        settings["heads"] = tuple((int(layer), int(head)) for layer, head in settings["heads"])
+        settings["heads"] = tuple(_pair(head) for head in _listed(settings["heads"], "heads"))
     if isinstance(settings.get("positions"), list):
-        settings["positions"] = tuple(settings["positions"])
+        settings["positions"] = tuple(
+            _whole(position, "positions") for position in settings["positions"]
+        )
+    if isinstance(settings.get("gamma"), list):
+        settings["gamma"] = tuple(_number(gamma, "gamma") for gamma in settings["gamma"])
     intervention: Intervention = make_config(INTERVENTIONS[name], settings, name)
     return intervention
+
+
+def _pair(head: Any) -> tuple[int, int]:
+    if len(_listed(head, "heads")) != 2:
+        raise ConfigError(f"heads must be [layer, head] pairs; got {head!r}; use e.g. [[0, 3]]")
+    return _whole(head[0], "heads"), _whole(head[1], "heads")
+
+
+def _listed(value: Any, what: str) -> Sequence[Any]:
+    if not isinstance(value, list | tuple):
+        raise ConfigError(f"{what} must be a list of [layer, head] pairs; got {value!r}")
+    return value
+
+
+def _whole(value: Any, what: str) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ConfigError(f"{what} must be whole numbers; got {value!r}")
+    return value
+
+
+def _number(value: Any, what: str) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise ConfigError(f"{what} must be one number, or a list of numbers; got {value!r}")
+    return float(value)

@@ -2,7 +2,8 @@
 
     z'[h] = mean of z[h] over the tokens of a reference text
 
-Unlike zeroing, it leaves what the head writes everywhere alike.
+Unlike zeroing, it leaves what the head writes everywhere alike. The means may come from a file:
+safetensors with one tensor ``mean [heads d_head]``; ``mean_z`` makes them from prompts.
 """
 
 from collections.abc import Iterable
@@ -15,6 +16,7 @@ from torch import Tensor
 from workbench.attention.edits import ActivationEdit, Edit
 from workbench.errors import ConfigError
 from workbench.interventions.base import Heads, heads_by_layer
+from workbench.interventions.tensor_file import read_tensor
 from workbench.models.base import ModelAdapter, ModelSpec, Site
 
 
@@ -23,9 +25,18 @@ class MeanHeads:
     """Set the output z of some heads (before W_O) to fixed vectors, at every position."""
 
     heads: Heads
-    mean: Float[Tensor, "heads d_head"]
-    """One vector a head, in the order of ``heads``; ``mean_z`` makes them."""
+    mean: Float[Tensor, "heads d_head"] | str
+    """One vector a head, in the order of ``heads``, or a safetensors file that holds them."""
     name: str = "mean-heads"
+
+    def __post_init__(self) -> None:
+        """Read the file, if it is one.
+
+        Raises:
+            DataError: The file cannot be read, or its tensor is not one of numbers.
+        """
+        if isinstance(self.mean, str):
+            object.__setattr__(self, "mean", read_tensor(self.mean, "mean"))
 
     def plan(self, spec: ModelSpec) -> list[Edit]:
         """One edit a layer.
@@ -33,6 +44,7 @@ class MeanHeads:
         Raises:
             ConfigError: Not one vector a head.
         """
+        assert isinstance(self.mean, Tensor)
         if tuple(self.mean.shape) != (len(self.heads), spec.d_head):
             raise ConfigError(
                 f"mean must be [heads d_head] = {[len(self.heads), spec.d_head]}; got "
@@ -44,6 +56,7 @@ class MeanHeads:
         ]
 
     def _replace(self, layer: int, heads: list[int]):  # type: ignore[no-untyped-def]
+        assert isinstance(self.mean, Tensor)
         rows = torch.stack([self.mean[self.heads.index((layer, head))] for head in heads])
 
         def change(

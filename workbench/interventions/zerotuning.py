@@ -13,6 +13,8 @@ multiplies the first key itself, and with it every query's score s on it: the sa
 query's own gamma_q = exp((gamma - 1) s). Where s < 0 that lowers the weight; the two modes never
 share a grid of gamma.
 
+Every head may have a gamma of its own; where it is 1 the head stays bit for bit.
+
 The first key is the first *attended* one, also under left padding. A query that sees only the
 first key keeps its row, and so does one that cannot see it (behind a sliding window).
 
@@ -26,18 +28,22 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from workbench.attention.edits import AttentionCall, AttentionEdit, Edit, TiledCall
+from workbench.attention.edits import AttentionCall, AttentionEdit, Edit, Factor, TiledCall
 from workbench.attention.streaming import PatternBlock
 from workbench.errors import ConfigError
 from workbench.interventions.base import Heads, heads_by_layer
 from workbench.models.base import ModelSpec
+
+LARGEST_LOG = 87.0
+"""exp of more leaves float32; such a weight is the whole row already."""
 
 
 @dataclass(frozen=True)
 class ZeroTuning:
     """Scale the attention of some heads to the first token by ``gamma``."""
 
-    gamma: float
+    gamma: float | tuple[float, ...]
+    """One for all heads, or one for each of ``heads`` (of the model, layer by layer, without)."""
     heads: Heads | None = None
     """(layer, head) pairs; None: all."""
     name: str = "zerotuning"
@@ -45,72 +51,103 @@ class ZeroTuning:
     """``score``: the weight itself; ``key``: the first key, and with it the score."""
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.gamma < float("inf"):
-            raise ConfigError(f"gamma must be above 0; got {self.gamma}; 1 changes nothing")
+        if isinstance(self.gamma, list | tuple):
+            object.__setattr__(self, "gamma", tuple(float(gamma) for gamma in self.gamma))
+            self._check_count()
+        for gamma in self.gamma if isinstance(self.gamma, tuple) else (self.gamma,):
+            if not 0.0 < gamma < float("inf"):
+                raise ConfigError(f"gamma must be above 0; got {gamma}; 1 changes nothing")
         if self.mode not in ("score", "key"):
             raise ConfigError(f"mode must be score or key; got {self.mode}")
 
-    def plan(self, spec: ModelSpec) -> list[Edit]:
-        """One edit a layer; none for gamma = 1."""
-        grouped = heads_by_layer(self.heads, spec)
-        if self.gamma == 1.0:
-            return []
-        edit = self._edit_score if self.mode == "score" else self._edit_key
-        return [edit(layer, heads) for layer, heads in grouped.items()]
+    def _check_count(self) -> None:
+        """One gamma a head, and no head twice."""
+        if self.heads is None:
+            return  # counted when the model is known
+        n_gammas, n_heads = len(self._gammas()), len(self.heads)
+        if n_gammas != n_heads:
+            raise ConfigError(
+                f"gamma must be one number, or one for each of heads; got {n_gammas} for {n_heads} heads"
+            )
+        if len({tuple(head) for head in self.heads}) < n_heads:
+            raise ConfigError(
+                f"heads must be different where each has a gamma of its own; got {self.heads}"
+            )
 
-    def _edit_score(self, layer: int, heads: list[int]) -> AttentionEdit:
-        gamma = torch.tensor(float(self.gamma))
+    def _gammas(self) -> tuple[float, ...]:
+        return self.gamma if isinstance(self.gamma, tuple) else (self.gamma,)
+
+    def plan(self, spec: ModelSpec) -> list[Edit]:
+        """One edit a layer; none where every gamma is 1.
+
+        Raises:
+            ConfigError: A head that the model does not have, or not one gamma a head.
+        """
+        gammas = self.table(spec)
+        edit = self._edit_score if self.mode == "score" else self._edit_key
+        return [edit(layer, row) for layer, row in enumerate(gammas) if bool(torch.any(row != 1.0))]
+
+    def table(self, spec: ModelSpec) -> Float[Tensor, "layer head"]:
+        """Every head's gamma; 1 for those that are left alone."""
+        found = torch.ones(spec.n_layers, spec.n_heads)
+        grouped = heads_by_layer(self.heads, spec)
+        if not isinstance(self.gamma, tuple):
+            for layer, heads in grouped.items():
+                found[layer, heads] = float(self.gamma)
+        elif self.heads is not None:
+            for (layer, head), gamma in zip(self.heads, self.gamma, strict=True):
+                found[layer, head] = gamma
+        elif len(self.gamma) != found.numel():
+            raise ConfigError(
+                f"gamma must be one number, or one for each of the {spec.n_layers} x {spec.n_heads} = "
+                f"{found.numel()} heads of {spec.name}; got {len(self.gamma)}; name heads, or give all"
+            )
+        else:
+            found = torch.tensor(self.gamma).view_as(found)
+        return found
+
+    def _edit_score(self, layer: int, gammas: Float[Tensor, " head"]) -> AttentionEdit:
+        excess = (gammas - 1.0)[:, None]
+        by_head = gammas[:, None]
 
         def output(call: AttentionCall, z: Tensor) -> Tensor:
-            return _scaled_output(call, z, heads, gamma)
+            weight = torch.exp(call.first_scores() - call.log_sum)
+            return _mixed(z, weight * excess.to(weight.device), call.first_values())
 
         def pattern(pattern: Tensor, first_key: Tensor) -> Tensor:
-            edited = pattern.clone()
-            edited[:, heads] = scale_first_column(pattern[:, heads], first_key, gamma)
-            return edited
+            return scale_first_column(pattern, first_key, by_head)
 
         return AttentionEdit(layer, output, pattern)
 
-    def _edit_key(self, layer: int, heads: list[int]) -> AttentionEdit:
+    def _edit_key(self, layer: int, gammas: Float[Tensor, " head"]) -> AttentionEdit:
         def output(call: AttentionCall, z: Tensor) -> Tensor:
-            return _scaled_output(
-                call, z, heads, self._gammas(call.scores, call.first_key_index(), heads)
-            )
+            before, after = call.first_scores(), call.first_scores(gammas)
+            weight = torch.exp(before - call.log_sum)
+            scaled = torch.exp((after - call.log_sum).clamp(max=LARGEST_LOG))
+            return _mixed(z, scaled - weight, call.first_values())
 
         def begin(call: TiledCall) -> Callable[[PatternBlock], Tensor]:
-            gammas = self._gammas(call.scores, call.first_key, heads)
+            by_query = _query_gammas(call.scores, call.first_key, gammas)
 
             def change(block: PatternBlock) -> Tensor:
                 first = call.first_key[block.batches].clamp(0, block.pattern.shape[-1] - 1)
-                gamma = gammas[block.batches, :, block.rows]
-                edited = block.pattern.clone()
-                edited[:, heads] = scale_first_column(block.pattern[:, heads], first, gamma)
-                return edited
+                gamma = by_query[block.batches, :, block.rows]
+                return scale_first_column(block.pattern, first, gamma)
 
             return change
 
         return AttentionEdit(layer, output, None, begin)
 
-    def _gammas(
-        self,
-        scores: Callable[[Tensor, float | int], Tensor],
-        first_key: Int[Tensor, " batch"],
-        heads: list[int],
-    ) -> Float[Tensor, "batch head q_pos"]:
-        """Every query's own factor: exp(scaled score - score); 1 where the key is hidden."""
-        columns = first_key[:, None]
-        change = scores(columns, self.gamma)[:, heads] - scores(columns, 1)[:, heads]
-        return torch.exp(change[..., 0]).nan_to_num(nan=1.0)
 
-
-def _scaled_output(
-    call: AttentionCall, z: Tensor, heads: list[int], gamma: Tensor
-) -> Float[Tensor, "batch q_pos head d_value"]:
-    first = call.first_key_index()[:, None]
-    weight, value = call.weights(first)[:, heads, :, 0], call.values(first)[:, heads, 0]
-    edited = z.clone()
-    edited[:, :, heads] = scale_first_key(z[:, :, heads], weight, value, gamma).to(z.dtype)
-    return edited
+def _query_gammas(
+    scores: Callable[[Tensor, Factor], Tensor],
+    first_key: Int[Tensor, " batch"],
+    gammas: Float[Tensor, " head"],
+) -> Float[Tensor, "batch head q_pos"]:
+    """Every query's own factor: exp(scaled score - score); 1 where the key is hidden."""
+    columns = first_key[:, None]
+    change = scores(columns, gammas) - scores(columns, 1)
+    return torch.exp(change[..., 0].clamp(max=LARGEST_LOG)).nan_to_num(nan=1.0)
 
 
 def scale_first_key(
@@ -120,8 +157,17 @@ def scale_first_key(
     gamma: Float[Tensor, "*#batch_head_q_pos"],
 ) -> Float[Tensor, "batch q_pos head d_value"]:
     """The output form: from z, the weight on the first key and its value."""
-    leverage = ((gamma.to(weight) - 1.0) * weight).transpose(1, 2)[..., None]
-    return (z.float() + leverage * value.float()[:, None]) / (1.0 + leverage)
+    return _mixed(z, (gamma.to(weight) - 1.0) * weight, value)
+
+
+def _mixed(
+    z: Float[Tensor, "batch q_pos head d_value"],
+    leverage: Float[Tensor, "batch head q_pos"],
+    value: Float[Tensor, "batch head d_value"],
+) -> Float[Tensor, "batch q_pos head d_value"]:
+    """(z + leverage v_0) / (1 + leverage), as a step from z towards v_0: leverage 0 leaves z as it is."""
+    step = (leverage / (1.0 + leverage)).transpose(1, 2)[..., None]
+    return torch.lerp(z.float(), value.float()[:, None], step).to(z.dtype)
 
 
 def scale_first_column(
@@ -129,8 +175,13 @@ def scale_first_column(
     first_key: Int[Tensor, " batch"],
     gamma: Float[Tensor, "*#batch_head_q_pos"],
 ) -> Float[Tensor, "batch head q_pos k_pos"]:
-    """The definition on the pattern: scale one column, renormalise the rows."""
-    index = first_key[:, None, None, None].expand(*pattern.shape[:3], 1)
-    first, gamma = pattern.gather(-1, index), gamma.to(pattern)[..., None]
+    """The definition on the pattern: scale one column, renormalise the rows.
+
+    Prompts whose first key lies below 0 (it has left a sliding window's cache) stay.
+    """
+    there = (first_key >= 0)[:, None, None, None]
+    index = first_key.clamp(min=0)[:, None, None, None].expand(*pattern.shape[:3], 1)
+    first = pattern.gather(-1, index)
+    gamma = torch.where(there, gamma.to(pattern)[..., None], 1.0)
     scaled = pattern.scatter(-1, index, gamma * first)
     return scaled / (1.0 + (gamma - 1.0) * first)

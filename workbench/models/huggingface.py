@@ -39,6 +39,7 @@ from workbench.models.base import (
 )
 from workbench.models.continuing import comes_later, prepare_residual, starting_at
 from workbench.models.families import Family, family_of, read_weight
+from workbench.models.generating import following_beams, uncompiled
 from workbench.models.inputs import Inputs, prepare_inputs
 from workbench.models.memory import tell_pattern_memory
 from workbench.models.prefix import Prefix, check_prefix, make_prefix, with_prefix
@@ -175,7 +176,10 @@ class HuggingFaceModel:
 
     def generate(self, prompt: Any, max_new_tokens: int = 64, **options: Any) -> Any:
         """Continue a text or tokens; edits act on the prompt and on every new token."""
-        return generate_with(self, self._generate_tokens, prompt, max_new_tokens, options)
+        defaults = self.model.generation_config
+        return generate_with(
+            self, self._generate_tokens, prompt, max_new_tokens, options, defaults=defaults
+        )
 
     def _generate_tokens(
         self, tokens: Tensor, attention_mask: Tensor | None, options: dict[str, Any]
@@ -298,9 +302,11 @@ class HuggingFaceModel:
             edits = [edit for edit in edits if comes_later(edit.site, start)]
         captured: dict[Site, Any] = {}
         with ExitStack() as stack:
-            for edit in edits:
-                if isinstance(edit, ActivationEdit) and edit.site.name != "z":
-                    stack.callback(self._hook_edit(edit, inputs).remove)
+            hooked = [e for e in edits if isinstance(e, ActivationEdit) and e.site.name != "z"]
+            if hooked or reads:
+                stack.enter_context(uncompiled())
+            for edit in hooked:
+                stack.callback(self._hook_edit(edit, inputs).remove)
             for site, reduce in reads.items():
                 if site.name not in ATTENTION_SITES:
                     stack.callback(self._hook_read(site, reduce, inputs, captured).remove)
@@ -309,6 +315,7 @@ class HuggingFaceModel:
                 yield captured
                 return
             stack.enter_context(session)
+            stack.enter_context(following_beams(self.model, edits))
             stack.callback(self.model.set_attn_implementation, self.stock)
             self.model.set_attn_implementation(implementation_name(self.stock))
             yield captured

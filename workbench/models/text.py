@@ -8,13 +8,20 @@ from torch import Tensor
 
 from workbench.errors import ConfigError, DataError, ModelError
 from workbench.models.base import ModelAdapter
+from workbench.models.generating import check_generation
 
 Run = Callable[[Tensor, Tensor | None, dict[str, Any]], Tensor]
 """(tokens, attention_mask, options) -> tokens with the prompt."""
 
 
 def generate_with(
-    model: ModelAdapter, run: Run, prompt: Any, max_new_tokens: int, options: dict[str, Any]
+    model: ModelAdapter,
+    run: Run,
+    prompt: Any,
+    max_new_tokens: int,
+    options: dict[str, Any],
+    *,
+    defaults: Any = None,
 ) -> Any:
     """Generate from a text, several texts or tokens.
 
@@ -25,8 +32,10 @@ def generate_with(
             ``[batch pos]`` (returns tokens with the prompt, as transformers does).
         max_new_tokens: At least 1.
         options: ``attention_mask`` and the sampling arguments of transformers' ``generate``.
+        defaults: The model's generation config, if it has one.
 
     Raises:
+        ConfigError: A way of generating under which an active edit would not be exact.
         DataError: Prompt and new tokens exceed n_ctx of a model with learned positions.
     """
     if max_new_tokens < 1:
@@ -43,11 +52,7 @@ def generate_with(
             f"prompt and new tokens must fit in n_ctx = {model.spec.n_ctx} of {model.spec.name}; got "
             f"{tokens.shape[-1]} + {max_new_tokens}; shorten the prompt or lower max_new_tokens"
         )
-    for intervention in model.interventions:
-        # One that is not defined under every way of generating says so.
-        check = getattr(intervention, "check_generation", None)
-        if check is not None:
-            check(options)
+    check_generation(model.interventions, options, defaults)
     output = run(tokens, mask, {"max_new_tokens": max_new_tokens, **options})
     if not is_text:
         return output

@@ -31,6 +31,7 @@ from workbench.models.bridge_hooks import BridgeHooks
 from workbench.models.checkpoint import Source, load_transformers, quiet
 from workbench.models.continuing import continue_by_edit
 from workbench.models.families import LLAMA, Family
+from workbench.models.generating import following_beams, uncompiled
 from workbench.models.inputs import Inputs, prepare_inputs
 from workbench.models.memory import tell_pattern_memory
 from workbench.models.outside import layout_of, spec_of
@@ -150,7 +151,10 @@ class TransformerLensModel:
 
     def generate(self, prompt: Any, max_new_tokens: int = 64, **options: Any) -> Any:
         """Continue a text or tokens; edits act on the prompt and on every new token."""
-        return generate_with(self, self._generate_tokens, prompt, max_new_tokens, options)
+        defaults = self.model.generation_config
+        return generate_with(
+            self, self._generate_tokens, prompt, max_new_tokens, options, defaults=defaults
+        )
 
     def _generate_tokens(
         self, tokens: Tensor, attention_mask: Tensor | None, options: dict[str, Any]
@@ -236,7 +240,10 @@ class TransformerLensModel:
         with ExitStack() as stack:
             if reads or self._edits.interventions:
                 stack.enter_context(self.hooks.batch_noted())
-            for edit in self._edits.plan():
+                stack.enter_context(uncompiled())
+            edits = self._edits.plan()
+            stack.enter_context(following_beams(self.model, edits))
+            for edit in edits:
                 site, change = self._change(edit, inputs)
                 expected.append(str(site))
                 stack.enter_context(self.hooks.changing(site, counted(change, calls, str(site))))

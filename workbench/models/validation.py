@@ -14,7 +14,8 @@ from torch import Tensor
 from workbench.attention.statistics import ColumnMean, RowEntropy, SinkMass
 from workbench.attention.whole import statistics_of_pattern
 from workbench.errors import CapabilityError
-from workbench.interventions.base import AddVector, ZeroHeads
+from workbench.interventions.add_vector import AddVector
+from workbench.interventions.zero_heads import ZeroHeads
 from workbench.interventions.zerotuning import ZeroTuning, scale_first_column
 from workbench.models.base import ModelAdapter, Site
 
