@@ -4,15 +4,16 @@ A file holds ``{"name", "version", "model", "revision", "layers", "heads", setti
 "calibration"}``; all but ``name`` and the settings may be absent.
 """
 
-import json
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from workbench.attention.edits import Intervention
-from workbench.errors import ConfigError, DataError, UnknownNameError
+from workbench.errors import ConfigError, UnknownNameError
 from workbench.interventions.act import ACT
 from workbench.interventions.base import ZeroHeads
+from workbench.interventions.document import read_document
 from workbench.interventions.move_to_first import MoveToFirst
 from workbench.interventions.scale_keys import ScaleKeys
 from workbench.interventions.uniform import UniformAttention
@@ -42,7 +43,7 @@ def as_intervention(item: Any, spec: ModelSpec) -> Intervention:
         ConfigError: It is for another model, or a setting is wrong.
     """
     if isinstance(item, str | Path):
-        item = _read(Path(item))
+        item = read_document(item)
     if isinstance(item, Mapping):
         return _from_dict(item, spec)
     if isinstance(item, Intervention):
@@ -53,25 +54,48 @@ def as_intervention(item: Any, spec: ModelSpec) -> Intervention:
     )
 
 
-def _read(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise DataError(
-            f"the intervention file must be readable; {path}: {error.strerror}"
-        ) from error
-    except ValueError as error:
-        raise DataError(f"the intervention file must be JSON in UTF-8; {path}: {error}") from error
+def from_content(content: Mapping[str, Any]) -> Intervention:
+    """The intervention that a file's content describes, whatever model it is for.
 
-
-def _from_dict(content: Mapping[str, Any], spec: ModelSpec) -> Intervention:
+    Raises:
+        UnknownNameError: There is none of the name.
+        ConfigError: A newer version, a setting that is missing, unknown or out of range.
+    """
     name = content.get("name")
     if name not in INTERVENTIONS:
         raise UnknownNameError("intervention", str(name), INTERVENTIONS)
-    if content.get("version", VERSION) > VERSION:
+    version = content.get("version", VERSION)
+    if not isinstance(version, int) or version > VERSION:
         raise ConfigError(
-            f"the intervention file's version must be at most {VERSION}; got {content['version']}; update workbench"
+            f"the intervention file's version must be at most {VERSION}; got {version!r}; update workbench"
         )
+    settings = {key: value for key, value in content.items() if key not in _ABOUT}
+    if settings.get("heads") is not None:
+        settings["heads"] = _pairs(settings["heads"])
+    if isinstance(settings.get("positions"), list):
+        settings["positions"] = tuple(settings["positions"])
+    kind = INTERVENTIONS[name]
+    needed = [f.name for f in dataclasses.fields(kind) if f.default is dataclasses.MISSING]
+    known = {field.name for field in dataclasses.fields(kind)}
+    missing = [field for field in needed if field not in settings]
+    if missing and known >= set(settings):  # a name that does not exist is told first, below
+        raise ConfigError(
+            f"{name} needs {', '.join(missing)}; got {', '.join(settings) or 'no settings'}; "
+            f"add {missing[0]}"
+        )
+    intervention: Intervention = make_config(kind, settings, name)
+    return intervention
+
+
+def _pairs(heads: Any) -> tuple[tuple[int, int], ...]:
+    try:
+        return tuple((int(layer), int(head)) for layer, head in heads)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"heads must be [[layer, head], ...]; got {heads!r}") from error
+
+
+def _from_dict(content: Mapping[str, Any], spec: ModelSpec) -> Intervention:
+    intervention = from_content(content)
     for key, found in (("revision", spec.revision), ("layers", spec.n_layers)):
         wanted = content.get(key)
         if isinstance(wanted, list):
@@ -81,10 +105,4 @@ def _from_dict(content: Mapping[str, Any], spec: ModelSpec) -> Intervention:
                 f"the intervention must be made for this model; its {key} is {wanted}, {spec.name} has "
                 f"{found}; calibrate it again for this model"
             )
-    settings = {key: value for key, value in content.items() if key not in _ABOUT}
-    if settings.get("heads") is not None:
-        settings["heads"] = tuple((int(layer), int(head)) for layer, head in settings["heads"])
-    if isinstance(settings.get("positions"), list):
-        settings["positions"] = tuple(settings["positions"])
-    intervention: Intervention = make_config(INTERVENTIONS[name], settings, name)
     return intervention
