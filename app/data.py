@@ -71,12 +71,16 @@ def forget() -> None:
     _listing.clear()
 
 
-def entries_of(probe: str | None = None, model: str | None = None) -> list[Entry]:
-    """The results of one probe, one model, or all."""
+def entries_of(
+    probe: str | None = None, model: str | None = None, edit: str | None = None
+) -> list[Entry]:
+    """The results of one probe, one model, one way of editing ("": stock), or all."""
     return [
         entry
         for entry in listing().entries
-        if probe in (None, entry.probe) and model in (None, entry.model)
+        if probe in (None, entry.probe)
+        and model in (None, entry.model)
+        and edit in (None, entry.edit)
     ]
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from app.processes import birth_of
 from workbench.cli.main import INTERRUPTED, TERMINATED, run_command_line
+from workbench.processes import birth_of
 from workbench.store.files import replace_file
 
 

@@ -27,8 +27,8 @@ from pathlib import Path
 from typing import Any
 
 from app.job_log import last_lines, message_of, numbers_of, progress_of
-from app.processes import birth_of, is_alive
 from workbench.errors import StoreError
+from workbench.processes import birth_of, is_alive
 from workbench.store.files import explained, replace_file
 from workbench.store.strict_json import to_json
 

@@ -11,6 +11,7 @@ from app.views.jobs import jobs_page
 from app.views.overview import overview_page
 from app.views.playground import playground_page
 from app.views.probe import probe_page
+from app.views.sweeps import sweeps_page
 from app.views.training import training_page
 
 
@@ -26,6 +27,7 @@ pages = {
         st.Page(playground_page, title="Playground", url_path="playground"),
         st.Page(training_page, title="Toy training", url_path="training"),
         st.Page(jobs_page, title="Jobs", url_path="jobs"),
+        st.Page(sweeps_page, title="Sweeps", url_path="sweeps"),
     ],
     "Probes": [
         st.Page(_probe(name), title=name.replace("-", " ").capitalize(), url_path=name)

@@ -42,8 +42,8 @@ def weight_bytes(name: str, dtype: str = "auto") -> int | None:
                 header = json.loads(file.read(min(size, 1 << 26)))
             except ValueError:
                 continue
-        for key, tensor in header.items():
-            if key != "__metadata__":
+        for key, tensor in header.items() if isinstance(header, dict) else ():
+            if key != "__metadata__" and isinstance(tensor, dict):
                 total += _tensor_bytes(tensor, dtype)
     return total
 
@@ -63,7 +63,8 @@ def head_counts(name: str) -> tuple[int, int]:
     try:
         config = json.loads((Path(resolve_model(name)) / "config.json").read_bytes())
     except (OSError, ValueError):
-        config = {}
+        config = None
+    config = config if isinstance(config, dict) else {}
     for layers, heads in _NAMES:
         if isinstance(config.get(layers), int) and isinstance(config.get(heads), int):
             return config[layers], config[heads]

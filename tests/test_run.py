@@ -1,5 +1,6 @@
 """``wb.run``: keys, the store, requests, batch sizes and edited models."""
 
+import json
 import subprocess
 import sys
 
@@ -15,6 +16,7 @@ from workbench.errors import (
     EngineError,
     StoreError,
     UnknownNameError,
+    WorkbenchError,
 )
 from workbench.run import Reporter, describe_intervention
 
@@ -303,3 +305,49 @@ def test_a_request_is_another_when_a_part_of_the_probe_changes(tmp_path):
     (tmp_path / "walking.py").write_text("changed")
     assert len({alone, whole, changed}) == 3
     assert _sources_hash(source) == changed
+
+
+EDIT = {"name": "zerotuning", "gamma": 3.0, "heads": [[0, 1], [1, 2]]}
+
+
+def test_an_intervention_of_the_run_is_measured_as_one_that_is_active(model, tokens, tmp_path):
+    stock = run(model, tokens)
+    with model.edit(wb.ZeroTuning(gamma=3.0, heads=[(0, 1), (1, 2)])):
+        active = run(model, tokens)
+    given = run(model, tokens, intervention=EDIT)
+    assert given.key == active.key != stock.key
+    assert torch.equal(given.score, active.score)
+    assert not torch.equal(given.score, stock.score)
+    path = tmp_path / "edit.json"
+    path.write_text(json.dumps(EDIT))
+    assert run(model, tokens, intervention=path).key == active.key
+    assert model.interventions == ()
+
+
+def test_an_edited_run_is_found_again_and_is_not_the_stock_one(folder, store_path):
+    store, data = wb.Store(store_path), random_tokens(2, 16)
+    edited = run(folder, data, store=store, intervention=EDIT)
+    assert run(folder, data, store=store, intervention=dict(EDIT)).cached
+    assert not run(folder, data, store=store).cached
+    other = run(folder, data, store=store, intervention={**EDIT, "gamma": 2.0})
+    assert not other.cached
+    words = {entry.key: entry.subject for entry in store.list()}
+    assert words[edited.key] == "tiny under ZeroTuning gamma=3.0 L0H1,L1H2 mode=score"
+    assert words[other.key] == "tiny under ZeroTuning gamma=2.0 L0H1,L1H2 mode=score"
+
+
+@pytest.mark.parametrize(
+    ("edit", "words"),
+    [
+        ({"name": "zerotunin", "gamma": 1.5}, "Did you mean 'zerotuning'"),
+        ({"name": "zerotuning"}, "zerotuning needs gamma"),
+        ({"name": "zerotuning", "gama": 1.5}, "Did you mean 'gamma'"),
+        ({"name": "zerotuning", "gamma": 1.5, "heads": "L0H1"}, "heads must be"),
+        ({"name": "zerotuning", "gamma": 1.5, "version": "new"}, "version must be at most"),
+        ({"name": "zerotuning", "gamma": 1.5, "heads": [[9, 0]]}, "must lie in"),
+        ("no-such.json", "must be readable"),
+    ],
+)
+def test_an_intervention_that_cannot_be_meant_is_refused(model, tokens, edit, words):
+    with pytest.raises(WorkbenchError, match=words):
+        run(model, tokens, intervention=edit)

@@ -102,6 +102,13 @@ def request_of(
     return request_hash(fields)
 
 
+def edited_request(request: str | None, intervention: Mapping[str, Any] | None) -> str | None:
+    """The request on a model that is edited; the same one without an intervention."""
+    if request is None or intervention is None:
+        return request
+    return request_hash({"request": request, "intervention": intervention})
+
+
 def _sources_hash(source: Path) -> str:
     """Hash of a probe's module and of its parts, which bear its name and more."""
     parts = [source, *sorted(source.parent.glob(f"{source.stem}_*.py"))]

@@ -28,6 +28,10 @@ SHORT_KEY = 12
 """Characters of a key that people are shown; any unique prefix of six is accepted."""
 
 
+MOST_NAMED = 3
+"""Heads of an intervention that are named in a list; of more their number is."""
+
+
 class Result:
     """Arrays, metrics and provenance of one run.
 
@@ -102,6 +106,11 @@ class Result:
     def model(self) -> str:
         """The name of the model that was measured, "" when none is known."""
         return model_name(self.provenance)
+
+    @property
+    def edit(self) -> str:
+        """The interventions under which it was measured, in words; "" for the stock model."""
+        return edit_text(self.provenance)
 
     @cached_property
     def measured(self) -> Any:
@@ -233,6 +242,7 @@ class Result:
             for name, (_, shape) in self.array_shapes().items()
         )
         model = f" on {self.model}" if self.model else ""
+        model += f" under {self.edit}" if self.edit else ""
         return f"<Result {self.probe}{model}, key {self.key[:SHORT_KEY]}: {numbers}; {arrays}>"
 
     def _repr_html_(self) -> str:
@@ -252,6 +262,26 @@ def model_name(provenance: Mapping[str, Any]) -> str:
     """The model's name in a provenance, where ``model`` is a name or a mapping with ``name``."""
     model = provenance.get("model", "")
     return str(model.get("name", "")) if isinstance(model, Mapping) else str(model)
+
+
+def edit_text(provenance: Mapping[str, Any]) -> str:
+    """The interventions of a provenance in words, ``ZeroTuning gamma=1.5``; "" where none is."""
+    edits = provenance.get("interventions")
+    if not isinstance(edits, list | tuple):
+        return ""
+    return " + ".join(_edit_words(edit) for edit in edits if isinstance(edit, Mapping))
+
+
+def _edit_words(edit: Mapping[str, Any]) -> str:
+    words = [str(edit.get("type", "edited"))]
+    for name, value in edit.items():
+        if name == "heads" and isinstance(value, list | tuple):
+            few = len(value) <= MOST_NAMED and all(len(pair) == 2 for pair in value)
+            named = ",".join(f"L{layer}H{head}" for layer, head in value) if few else ""
+            words.append(named or f"{len(value)} heads")
+        elif name not in ("type", "name") and value is not None:
+            words.append(f"{name}={value if not isinstance(value, str) else value[:12]}")
+    return " ".join(words)
 
 
 def missing_package(what: str, package: str, extra: str) -> str:

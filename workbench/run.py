@@ -8,16 +8,18 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench.discovery import find_probe
 from workbench.errors import ConfigError, DataError, EngineError, StoreError
+from workbench.interventions.document import read_document
 from workbench.provenance import canonical_json, content_key, environment
 from workbench.raw_prompts import RawPrompts
 from workbench.registry import Probe
-from workbench.requests import Options, answer, request_of
+from workbench.requests import Options, answer, edited_request, request_of
 from workbench.settings import make_config
 from workbench.sources import read_source
 
@@ -55,6 +57,7 @@ def run(
     store: Any = None,
     *,
     reporter: Reporter | None = None,
+    intervention: Any = None,
     **settings: Any,
 ) -> "Result":
     """Run a probe on a model and prompts.
@@ -66,6 +69,8 @@ def run(
         seed: Of everything random.
         store: A ``wb.Store`` or its folder, to keep and reuse the result; None: do neither.
         reporter: Told about progress.
+        intervention: An edit of the model while it is measured, besides those that are active on
+            it: an object, the content of an intervention file, or its path.
         settings: The probe's settings, and the fields of ``workbench.requests.Options``
             (``backend``, ``dtype``, ``limit``, ``n_pos``, ``batch_size``, ``cache``, ...).
 
@@ -77,14 +82,20 @@ def run(
     options = Options(seed=seed, **{key: settings.pop(key) for key in names & set(settings)})
     place = _open_store(store, options)
     raw = None if data is None else read_source(data, options.limit)
+    edit = read_document(intervention) if isinstance(intervention, str | Path) else intervention
     request = None
-    if place is not None and isinstance(model, str):
-        request = request_of(probe, model, raw, options, settings, place.path / "hashes")
+    # What an object holds is not known without importing its class, and torch with it.
+    if place is not None and isinstance(model, str) and isinstance(edit, Mapping | None):
+        base = request_of(probe, model, raw, options, settings, place.path / "hashes")
+        request = edited_request(base, edit)
         found = answer(place, request) if options.cache == "read" else None
         if found is not None:
             return found
-    job = _prepare(find_probe(probe), model, raw, options, settings, reporter)
-    return job.result(place, request)
+    asked = find_probe(probe)
+    config = _check(asked, raw, settings, edit)
+    loaded = _open_model(asked, model, options, reporter)
+    with nullcontext() if edit is None else loaded.edit(edit):
+        return _prepare(asked, loaded, raw, config, options, reporter).result(place, request)
 
 
 def _open_store(store: Any, options: Options) -> "Store | None":
@@ -194,15 +205,8 @@ class _Job:
         return None if self.prompts is None else describe(self.prompts)
 
 
-def _prepare(
-    probe: Probe,
-    model: Any,
-    raw: RawPrompts | None,
-    options: Options,
-    settings: Mapping[str, Any],
-    reporter: Reporter,
-) -> _Job:
-    """Check everything that can be checked before the model is loaded, then load it."""
+def _check(probe: Probe, raw: RawPrompts | None, settings: Mapping[str, Any], edit: Any) -> Any:
+    """The probe's config; refuses what can be refused before a model is loaded."""
     if probe.is_toy:
         raise ConfigError(
             f"run takes a probe; {probe.name} is a toy task; use: workbench train {probe.name}"
@@ -213,6 +217,15 @@ def _prepare(
             f"{probe.name} needs prompts; none were given; try --data builtin:natural, or give texts "
             "or tokens as data"
         )
+    if isinstance(edit, Mapping):
+        from workbench.interventions.files import from_content
+
+        from_content(edit)
+    return config
+
+
+def _open_model(probe: Probe, model: Any, options: Options, reporter: Reporter) -> Any:
+    """The model, loaded where it was named, with everything that the probe needs."""
     from workbench.models.base import require
     from workbench.models.load import load, wrap
 
@@ -221,6 +234,18 @@ def _prepare(
         model = load(model, options.backend, options.revision, options.dtype, options.device)
     model = wrap(model)
     require(model, probe.needs, f"probe {probe.name}")
+    return model
+
+
+def _prepare(
+    probe: Probe,
+    model: Any,
+    raw: RawPrompts | None,
+    config: Any,
+    options: Options,
+    reporter: Reporter,
+) -> _Job:
+    """Read the prompts and find the key; the model's edits are active and part of it."""
     prompts = None
     if raw is not None and probe.takes_data:
         prompts = _tokenise(raw, model, options, reporter)

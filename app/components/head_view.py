@@ -13,6 +13,7 @@ from app.components.pickers import model_picker
 from app.components.text import plain
 from probes.figures.theme import SEQUENTIAL, head_name, titled
 from workbench.errors import ConfigError, WorkbenchError
+from workbench.result import Result
 
 WINDOW = 64
 """Queries and keys that one picture shows; token names stay readable."""
@@ -23,11 +24,11 @@ EXAMPLE = "One two three four five six. When the night came, the old man went ho
 NUMBERS = ("score", "rate", "mean", "loss", "sink", "attention", "norm")
 
 
-def head_view(n_layers: int, n_heads: int, clicked: tuple[int, int] | None, model: str) -> None:
+def head_view(n_layers: int, n_heads: int, clicked: tuple[int, int] | None, result: Result) -> None:
     """The head that was clicked or named, its pattern on a prompt, its scores elsewhere."""
     layer, head = _choose(n_layers, n_heads, clicked)
     st.subheader(f"Head {head_name(layer, head)}")
-    _scores(model, layer, head)
+    _scores(result, layer, head)
     st.markdown("**What it attends to**")
     name = model_picker("head", name="on")
     prompt = prompt_area("prompt", EXAMPLE, "head prompt")
@@ -79,11 +80,11 @@ def _choose(n_layers: int, n_heads: int, clicked: tuple[int, int] | None) -> tup
     return names[name]
 
 
-def _scores(model: str, layer: int, head: int) -> None:
-    """What the newest result of every probe on the model says about one head."""
+def _scores(result: Result, layer: int, head: int) -> None:
+    """What the newest result of every probe on the model, edited alike, says about one head."""
     rows = []
     seen = set()
-    for entry in data.entries_of(model=model):
+    for entry in data.entries_of(model=result.model, edit=result.edit):
         if entry.probe in seen:
             continue
         seen.add(entry.probe)

@@ -51,6 +51,8 @@ def _run_again(result: Result, job: Job) -> list[str]:
     given: dict[str, Any] = {name: _value(value) for name, value in settings.items()}
     lines = ["again = wb.run(\n", f"    {result.probe!r},\n", f"    {about.get('model')!r},\n"]
     lines.append(f"    {data_value(source) if source and source != 'none' else None!r},\n")
+    if about.get("intervention"):
+        lines.append(f"    intervention={about['intervention']!r},\n")
     lines += [f"    {name}={value!r},\n" for name, value in sorted(given.items())]
     return [*lines, ")\n", f"assert again.key == {result.key!r}\n", "again"]
 

@@ -1,8 +1,9 @@
 """Choosing a model and prompts: recent ones, the embedded ones, or whatever a person types."""
 
 import hashlib
+import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from app import data, jobs, url
 from workbench.builtin import BUILTIN
 from workbench.errors import ConfigError
 from workbench.sources import GENERATED
-from workbench.store.files import replace_file
+from workbench.store.files import explained, replace_file
 
 RECENT = 12
 _DOMAIN = re.compile(r"[\w.-]+=.+")
@@ -87,8 +88,19 @@ def data_value(text: str) -> Any:
 
 
 def keep_prompts(text: str) -> str:
-    """Keep typed prompts as a file of the store, named by their hash; returns its path."""
+    """Keep typed prompts as a file of the store; returns its path."""
+    return _keep("prompts", text, ".txt")
+
+
+def keep_intervention(content: Mapping[str, Any]) -> str:
+    """Keep an intervention of a form as a file of the store; returns its path."""
+    return _keep("interventions", json.dumps(content, sort_keys=True), ".json")
+
+
+def _keep(what: str, text: str, suffix: str) -> str:
+    """A file that is named by its content, so that equal requests have equal arguments."""
     digest = hashlib.sha256(text.encode()).hexdigest()[:16]
-    path = data.store_path() / "jobs" / "prompts" / f"{digest}.txt"
-    replace_file(path, text.encode())
+    path = data.store_path() / "jobs" / what / f"{digest}{suffix}"
+    with explained("write", path):
+        replace_file(path, text.encode())
     return str(path)

@@ -32,7 +32,7 @@ MIMES = {
 
 def label_of(entry: Entry) -> str:
     """A result in a list: when, on what, with which headline."""
-    return f"{moment(entry.created)} · {entry.model} · {entry.headline} · {entry.key[:8]}"
+    return f"{moment(entry.created)} · {entry.subject} · {entry.headline} · {entry.key[:8]}"
 
 
 def choose_result(entries: list[Entry], scope: str, newest: str = "") -> str:
@@ -68,6 +68,8 @@ def result_view(key: str, scope: str) -> tuple[int, int] | None:
     """Show a result; returns the head that was clicked in one of its maps."""
     result = data.open_result(key)
     finding = data.finding_of(key)
+    if result.edit:
+        st.info(plain(f"Measured on {result.model} under {result.edit}."), icon=":material/tune:")
     if finding:
         st.success(plain(finding), icon=":material/lightbulb:")
     _metrics(result)

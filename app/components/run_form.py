@@ -1,5 +1,6 @@
 """The form that starts a run of a probe, and the job it became."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import streamlit as st
@@ -7,9 +8,10 @@ import streamlit as st
 from app import data, jobs, url
 from app.components import pickers
 from app.components.config_form import as_arguments, config_form
+from app.components.intervention_form import intervention_form
 from app.components.job_view import job_view
 from app.components.text import plain
-from app.models import refuse_too_large
+from app.models import head_counts, refuse_too_large
 from workbench.errors import ConfigError, WorkbenchError
 from workbench.models.names import resolve_model
 from workbench.registry import Probe
@@ -39,17 +41,49 @@ def run_form(probe: Probe) -> None:
     st.markdown("**Settings of the probe**")
     problem = ""
     settings: dict[str, Any] = {}
+    edit: dict[str, Any] | None = None
     try:
         settings = config_form(probe.config, probe.name, scope)
+        edit = _edit(probe, model, scope)
     except WorkbenchError as error:
         problem = str(error)
         st.error(plain(problem))
     if st.button("Start", type="primary", key=f"{scope} start", disabled=bool(problem)):
         try:
             source = pickers.keep_prompts(typed) if typed.strip() else chosen
-            _start(probe, model, source, how, settings)
+            _start(_Asked(probe, model, source, how, settings, edit))
         except WorkbenchError as error:
             st.error(plain(str(error)))
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What the form says."""
+
+    probe: Probe
+    model: str
+    source: str
+    """Of prompts."""
+    how: dict[str, Any]
+    settings: dict[str, Any]
+    edit: dict[str, Any] | None
+    """The content of an intervention file; None: the stock model."""
+
+
+def _edit(probe: Probe, model: str, scope: str) -> dict[str, Any] | None:
+    """An intervention that is switched on while the probe measures; None: the stock model."""
+    key = f"{scope} edited"
+    url.seed("edited", lambda text: url.one_of(("yes", "no"), "edited")(text) == "yes", False, key)
+    edited = st.toggle(
+        "Measure an edited model",
+        key=key,
+        help="The result is kept beside that of the stock model: put both on the page Compare.",
+    )
+    url.keep("edited", "yes" if edited else "no", "no")
+    if not edited:
+        return None
+    with st.container(border=True):
+        return intervention_form(*head_counts(model))
 
 
 def _how(scope: str) -> dict[str, Any]:
@@ -79,23 +113,27 @@ def _whole(name: str, label: str, scope: str, about: str, low: int = 1) -> int |
     return None if value is None else int(value)
 
 
-def _start(
-    probe: Probe, model: str, source: str, how: dict[str, Any], settings: dict[str, Any]
-) -> None:
+def _start(asked: _Asked) -> None:
+    probe, source = asked.probe, asked.source
     if probe.needs_data and not source:
         raise ConfigError(f"{probe.name} needs prompts; none were chosen; choose or type some")
-    refuse_too_large(model, how.get("dtype", "auto"))
-    arguments = ["run", probe.name, f"--model={model}", "--progress=json", "--json"]
+    refuse_too_large(asked.model, asked.how.get("dtype", "auto"))
+    arguments = ["run", probe.name, f"--model={asked.model}", "--progress=json", "--json"]
     if probe.takes_data and source != "none":
         arguments += pickers.data_arguments(source)
-    arguments += [f"--{name.replace('_', '-')}={value}" for name, value in sorted(how.items())]
-    arguments += as_arguments(settings)
+    arguments += [
+        f"--{name.replace('_', '-')}={value}" for name, value in sorted(asked.how.items())
+    ]
+    arguments += as_arguments(asked.settings)
+    if asked.edit is not None:
+        arguments.append(f"--intervention={pickers.keep_intervention(asked.edit)}")
     about = {
-        "model": model,
-        "place": resolve_model(model) if model != "demo" else "demo",
+        "model": asked.model,
+        "place": resolve_model(asked.model) if asked.model != "demo" else "demo",
         "data": source if probe.takes_data else None,
-        "options": how,
-        "settings": {name: _plain_value(value) for name, value in settings.items()},
+        "options": asked.how,
+        "settings": {name: _plain_value(value) for name, value in asked.settings.items()},
+        "intervention": asked.edit,
     }
     request = jobs.Request("run", probe.name, tuple(arguments), about)
     job, new = jobs.start(data.store_path(), request)

@@ -2,6 +2,7 @@
 
 import math
 import re
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -46,11 +47,21 @@ def moment(created: str) -> str:
     return created[:16].replace("T", " ")
 
 
+def ago(started: float, now: float | None = None) -> str:
+    """How long ago a moment of Unix time was, for people."""
+    passed = max(0.0, (time.time() if now is None else now) - started)
+    return "just now" if passed < 5 else f"{duration(passed)} ago"
+
+
 def duration(seconds: float) -> str:
     """Seconds for people."""
+    if 0 < seconds < 9.5:
+        return f"{seconds:.1f} s"
     if seconds < 90:
         return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 172_800 else f"{seconds / 86_400:.0f} days"
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -101,8 +101,8 @@ def _names(results: dict[str, Result]) -> dict[str, str]:
         if _differ(results, "prompts"):
             parts.append(str((result.provenance.get("prompts") or {}).get("source", "")))
         parts += [f"{name}={result.config.get(name)}" for name in differing[:3]]
-        edits = result.provenance.get("interventions") or []
-        parts += [str(edit.get("type", "edited")) for edit in edits if isinstance(edit, dict)]
+        if any(other.edit for other in results.values()):
+            parts.append(result.edit or "stock")
         name = " ".join(filter(None, parts))[:60]
         names[key] = name if name not in names.values() else f"{name} {key[:6]}"
     return names

@@ -46,7 +46,9 @@ def _newest(entries: list[Entry]) -> tuple[Cells, dict[tuple[str, str], int]]:
     counts: dict[tuple[str, str], int] = {}
     for entry in entries:  # the newest come first
         cell = (entry.model, entry.probe)
-        newest.setdefault(cell, entry)
+        # A model's headline is that of the stock model, where it was measured.
+        if cell not in newest or (newest[cell].edit and not entry.edit):
+            newest[cell] = entry
         counts[cell] = counts.get(cell, 0) + 1
     return newest, counts
 
@@ -110,7 +112,9 @@ def _cell(
         else:
             more = counts[model, probe]
             st.markdown(f"**{plain(entry.headline)}**")
-            st.caption(plain(f"{probe} on {model}, {moment(entry.created)} UTC, newest of {more}"))
+            st.caption(
+                plain(f"{probe} on {entry.subject}, {moment(entry.created)} UTC, newest of {more}")
+            )
             page_link(probe, "Open the newest result", "open_in_new", {"key": entry.key})
 
 
@@ -122,7 +126,7 @@ def _recent(entries: list[Entry]) -> None:
         {
             "when (UTC)": moment(entry.created),
             "probe": entry.probe,
-            "model": entry.model,
+            "model": entry.subject,
             "headline": entry.headline,
             "key": entry.key[:SHORT_KEY],
         }

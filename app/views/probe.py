@@ -51,4 +51,4 @@ def _head(key: str, clicked: tuple[int, int] | None) -> None:
     heatmap = next(trace for trace in maps[0].data if trace.type == "heatmap")
     n_layers, n_heads = array_of(heatmap.z).shape
     with st.container(border=True):
-        head_view(n_layers, n_heads, clicked, data.open_result(key).model)
+        head_view(n_layers, n_heads, clicked, data.open_result(key))

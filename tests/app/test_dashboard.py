@@ -16,6 +16,7 @@ from streamlit.testing.v1 import AppTest
 from streamlit.util import calc_hash
 
 import app
+import workbench as wb
 from app import jobs, models, registry
 from app.components.text import plain
 from tests.probes.figures.planted import planted_result
@@ -26,7 +27,7 @@ from workbench.result import Result
 from workbench.store.results import Store
 
 MAIN = str(Path(app.__path__[0]) / "main.py")
-OWN = ("overview", "compare", "playground", "training", "jobs")
+OWN = ("overview", "compare", "playground", "training", "jobs", "sweeps")
 PAGES = (*OWN, *registry.probe_names())
 EVIL = "<img src=x onerror=alert(1)> **bold** :smile: $x$ [a](https://b.example)"
 
@@ -163,6 +164,10 @@ WRONG = [
     ("jobs", {"job": "x"}, "job must be the id"),
     ("jobs", {"state": "lost"}, "no state is called"),
     ("training", {"toy": "bigram"}, "no toy is called"),
+    ("sweeps", {"sweep": "../../etc"}, "sweep must be the key"),
+    ("attention-sinks", {"edited": "perhaps"}, "no edited is called"),
+    ("attention-sinks", {"edited": "yes", "gamma": "-3"}, "gamma must be a number from 0.05 to 4"),
+    ("attention-sinks", {"edited": "yes", "heads": "L9H9"}, "no head of this model is called"),
 ]
 
 
@@ -292,6 +297,44 @@ def test_compare_draws_results_together_and_their_difference(full):
     assert not tab.exception
     assert len(tab.get("plotly_chart")) == 2
     assert np.all(tab.dataframe[0].value.iloc[:, -1] == "+0")
+
+
+@needs_demo
+def test_an_edited_run_from_the_form_stands_beside_the_stock_one(store_path):
+    query = {"limit": "2", "n_pos": "32", "edited": "yes", "gamma": "4", "heads": "L0H1"}
+    tab = open_page("attention-sinks", **query)
+    assert not tab.error
+    next(button for button in tab.button if button.label == "Start").click().run()
+    job_id = dict(tab.query_params)["job"]
+    wait_until_done(store_path, job_id)
+    done = jobs.read(store_path, job_id)
+    assert done.state == "done", jobs.log_tail(done)
+    edited = Store(store_path).get(done.key)
+    stock = wb.run(
+        "attention-sinks", "demo", "builtin:natural", n_pos=32, limit=2, store=store_path
+    )
+    assert edited.provenance["interventions"][0]["gamma"] == 4
+    assert edited.provenance["interventions"][0]["heads"] == [[0, 1]]
+    gap = (edited.score - stock.score)[:, :, :, 0]  # only the chosen head, and what lies behind it
+    assert (gap[:, 0, 1] > 0).all()
+    assert gap[:, 0, [0, 2, 3]].abs().max() < 1e-6
+    notebook_measures_it_again(done.key, store_path, done)
+    st.cache_resource.clear()
+    shown = open_page("attention-sinks", key=done.key)
+    assert "Measured on demo under ZeroTuning gamma=4.0 L0H1" in told(shown)
+    both = open_page("compare", keys=f"{stock.key[:12]},{done.key[:12]}")
+    assert {"demo stock", "demo ZeroTuning gamma=4.0 L0H1 mode=score"} <= set(
+        both.dataframe[0].value.columns
+    )
+    over = open_page("overview", model="demo", probe="attention-sinks")
+    assert "attention-sinks on demo, " in told(over)  # the stock model's stands for the model
+
+
+@needs_demo
+def test_an_intervention_without_its_heads_stops_the_start():
+    tab = open_page("attention-sinks", edited="yes", intervention="zero-heads")
+    assert "zero-heads needs heads" in told(tab)
+    assert next(button for button in tab.button if button.label == "Start").disabled
 
 
 @needs_demo

@@ -10,8 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from app import jobs
-from app.processes import birth_of, is_alive
 from workbench.models.names import demo_folder
+from workbench.processes import birth_of, is_alive
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="jobs need a Unix system")
 

@@ -56,6 +56,27 @@ def test_a_probes_own_setting_reaches_it(run_tiny):
     assert strict["metrics"]["sink_rate"] == 0
 
 
+def test_an_edited_run_is_another_result_and_says_under_what(run_tiny, command, tmp_path):
+    stock = run_tiny("--json").json
+    edit = ("--intervention", "zerotuning", "--set", "intervention.gamma=4")
+    edited = run_tiny(*edit, "--set", "intervention.heads=L0H0,L1H1", "--json").json
+    assert edited["key"] != stock["key"]
+    assert edited["metrics"]["mean_score"] > stock["metrics"]["mean_score"]
+    path = tmp_path / "edit.json"
+    path.write_text('{"name": "zerotuning", "gamma": 4, "heads": [[0, 0], [1, 1]]}')
+    shown = run_tiny("--intervention", path)
+    assert "under ZeroTuning gamma=4.0 L0H0,L1H1" in shown.err
+    listed = command("results", "list", "--json").json["results"]
+    assert [entry["edit"] for entry in listed if entry["key"] == stock["key"]] == [""]
+    assert {entry["key"] for entry in listed if entry["edit"]} == {edited["key"]}
+
+
+def test_settings_of_an_intervention_need_one(run_tiny):
+    refused = run_tiny("--set", "intervention.gamma=4")
+    assert refused.code == 2
+    assert "needs --intervention" in refused.err
+
+
 def test_cache_off_keeps_nothing(run_tiny, store_path):
     found = run_tiny("--cache", "off", "--json").json
     assert found["path"] is None

@@ -31,13 +31,22 @@ def test_a_catalogue_is_upgraded_once_and_a_newer_one_left_alone(monkeypatch):
         assert connection.execute("SELECT count(*) FROM results").fetchone() == (0,)
         steps = (*migrations.CATALOGUE_STEPS, add_column)
         monkeypatch.setattr(migrations, "CATALOGUE_STEPS", steps)
-        monkeypatch.setattr(migrations, "CATALOGUE_SCHEMA", 2)
+        monkeypatch.setattr(migrations, "CATALOGUE_SCHEMA", len(steps))
         assert migrations.upgrade_catalogue(connection)
         assert migrations.upgrade_catalogue(connection)
         assert connection.execute("SELECT count(note) FROM results").fetchone() == (0,)
-        monkeypatch.setattr(migrations, "CATALOGUE_SCHEMA", 1)
+        monkeypatch.setattr(migrations, "CATALOGUE_SCHEMA", len(steps) - 1)
         assert not migrations.upgrade_catalogue(connection)
 
 
+def test_rows_of_a_catalogue_without_edits_are_read_from_the_results_again():
+    with closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
+        migrations.CATALOGUE_STEPS[0](connection)
+        connection.execute("PRAGMA user_version = 1")
+        connection.execute("INSERT INTO results VALUES ('k', 1, 'p', 1, 'm', 'c', '{}', 0)")
+        assert migrations.upgrade_catalogue(connection)
+        assert connection.execute("SELECT edit FROM results").fetchall() == []
+
+
 def test_the_schemas_that_this_version_writes():
-    assert (migrations.RESULT_SCHEMA, migrations.CATALOGUE_SCHEMA) == (1, 1)
+    assert (migrations.RESULT_SCHEMA, migrations.CATALOGUE_SCHEMA) == (1, 2)

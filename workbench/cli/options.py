@@ -105,6 +105,31 @@ def split_settings(settings: dict[str, str]) -> tuple[dict[str, Any], dict[str, 
     return {name: getattr(options, name) for name in names}, own
 
 
+def split_intervention(
+    name: str | None, settings: dict[str, str]
+) -> tuple[dict[str, Any] | None, dict[str, str]]:
+    """Part ``intervention.KEY`` from the other settings; returns the intervention's content first.
+
+    Raises:
+        BadParameter: Settings of an intervention without one.
+        DataError: Its file cannot be read.
+    """
+    from workbench.cli.generate import read_heads
+    from workbench.interventions.document import read_document
+
+    mark = "intervention."
+    own = {key: value for key, value in settings.items() if not key.startswith(mark)}
+    asked = {k.removeprefix(mark): value for k, value in settings.items() if k.startswith(mark)}
+    if name is None:
+        if asked:
+            raise typer.BadParameter(f"--set {mark}{next(iter(asked))} needs --intervention")
+        return None, own
+    content = read_document(name) if name.endswith(".json") else {"name": name}
+    for key, value in asked.items():
+        content[key] = read_heads(value) if key == "heads" else value
+    return content, own
+
+
 def offer_nearest(probe: str, settings: Iterable[str]) -> None:
     """Refuse a setting that is neither the probe's nor the run's, offering both kinds.
 

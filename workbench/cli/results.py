@@ -97,7 +97,7 @@ def list_command(
         (
             entry.key[:SHORT_KEY],
             entry.probe,
-            entry.model,
+            entry.subject,
             entry.created[:19].replace("T", " "),
             _size_text(entry.size_bytes),
             entry.headline,

@@ -75,7 +75,7 @@ def _of_the_run() -> set[str]:
 
     from workbench.requests import Options
 
-    return {field.name for field in fields(Options)} | {"data"}
+    return {field.name for field in fields(Options)} | {"data", "intervention"}
 
 
 def _names(text: str, model: str) -> list[str]:

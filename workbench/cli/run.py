@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from workbench.result import Result
 
 
-_NOT_SETTINGS = {"probe", "model", "data", "store", "reporter"}
+_NOT_SETTINGS = {"probe", "model", "data", "store", "reporter", "intervention"}
 
 
 class RunCommand(TyperCommand):
@@ -56,6 +56,13 @@ def run_command(
         int | None, typer.Option(metavar="N", help="Only the first N prompts.")
     ] = None,
     settings: given.Settings = None,
+    intervention: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE.json|NAME",
+            help="Measure the edited model; its settings are --set intervention.KEY=VALUE.",
+        ),
+    ] = None,
     backend: given.Backend = "hf",
     dtype: given.Dtype = "auto",
     device: given.Device = "auto",
@@ -115,6 +122,7 @@ def run_command(
         "cache": cache,
     }
     options, own = given.split_settings(given.read_settings(settings))
+    flags["intervention"], own = given.split_intervention(intervention, own)
     if _NOT_SETTINGS & set(own):  # they would collide with the arguments of ``run``
         given.offer_nearest(probe, own)
     if verbose:
@@ -219,7 +227,8 @@ def _say_what_next(result: "Result", seconds: float, output: Path | None) -> Non
     from workbench.result import SHORT_KEY
 
     how = "found in the store" if result.cached else "computed"
-    message(f"{result.probe} on {result.model}: {how} in {seconds:.2g} s")
+    under = f" under {result.edit}" if result.edit else ""
+    message(f"{result.probe} on {result.model}{under}: {how} in {seconds:.2g} s")
     if output is not None:
         message(f"written: {output}")
     if result.path is not None:

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench.errors import WorkbenchError
-from workbench.provenance import request_hash
-from workbench.requests import Options, answer, request_of
+from workbench.requests import Options, answer, edited_request, request_of
 
 if TYPE_CHECKING:
     from workbench.run import Reporter
@@ -133,16 +132,14 @@ def _load(cell: Cell) -> Any:
 def request_for(cell: Cell, store: "Store") -> str | None:
     """The request a cell is, as the store remembers it; None when files alone do not tell.
 
-    Without an intervention it is the request of ``workbench run``.
+    It is the request that ``workbench run`` makes of the same run.
     """
     from workbench.sources import read_source
 
     options = Options(**cell.options)
     raw = None if cell.data is None else read_source(cell.data, options.limit)
     base = request_of(cell.probe, cell.model, raw, options, cell.settings, store.path / "hashes")
-    if base is None or cell.intervention is None:
-        return base
-    return request_hash({"request": base, "intervention": cell.intervention})
+    return edited_request(base, cell.intervention)
 
 
 def run_cell(

@@ -2,18 +2,23 @@
 
 <store>/sweeps/<key of the plan>/    plan.json        the plan as written, and its cells
                                      progress.json    where it stands, replaced as it goes
-                                     failures.jsonl   what failed in the last run, one a line
+                                     outcomes.jsonl   how each cell of the last run ended, one a line
+                                     failures.jsonl   of those that failed, with what was asked
 """
 
+import os
+import socket
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench.execute.cell import Cell, Outcome, request_for
 from workbench.execute.plan import Plan
 from workbench.execute.protocol import Advanced, Emit, Event, Executor, Lost, Started
+from workbench.processes import birth_of
 from workbench.store.files import explained, replace_file
 from workbench.store.strict_json import to_json
 
@@ -51,6 +56,8 @@ class Progress:
     running: dict[str, dict[str, Any]] = field(default_factory=dict)
     """By key of the cell: worker, host, done and total of the cell."""
     started: float = field(default_factory=time.time)
+    ended: bool = False
+    """Whether nothing more will come, be it complete or not."""
     _clock: float = field(default_factory=lambda: time.monotonic())
     _ended: int = 0
 
@@ -82,11 +89,18 @@ class Progress:
     def document(self) -> dict[str, Any]:
         """As JSON data."""
         left = self.seconds_left()
-        names = ("total", "done", "cached", "computed", "failed", "running", "started")
+        names = ("total", "done", "cached", "computed", "failed", "running", "started", "ended")
         return {name: getattr(self, name) for name in names} | {
             "seconds_left": None if left is None else round(left, 1),
             "updated": time.time(),
+            # So that whoever reads it can tell a long cell from a sweep that was killed.
+            "process": _this_process(),
         }
+
+
+@cache
+def _this_process() -> dict[str, Any]:
+    return {"host": socket.gethostname(), "pid": os.getpid(), "birth": birth_of(os.getpid())}
 
 
 @dataclass(frozen=True)
@@ -132,7 +146,7 @@ def run_plan(
         if todo:
             executor.execute(todo, store.path, book.take)
     finally:
-        book.save()
+        book.end()
     outcomes = tuple(book.outcomes[cell.key] for cell in plan.cells)
     return Summary(book.folder, outcomes, time.monotonic() - start)
 
@@ -154,7 +168,8 @@ class _Book:
         with explained("write", self.folder):
             replace_file(self.folder / "plan.json", to_json(document, indent=1).encode())
             # What failed before is tried again now.
-            (self.folder / "failures.jsonl").unlink(missing_ok=True)
+            for name in ("failures.jsonl", "outcomes.jsonl"):
+                (self.folder / name).unlink(missing_ok=True)
 
     def take(self, event: Event) -> None:
         """Note an event, and pass it on."""
@@ -163,6 +178,7 @@ class _Book:
         self.progress.note(event)
         if isinstance(event, Outcome):
             self.outcomes[event.cell] = event
+            self._append("outcomes.jsonl", asdict(event) | {"details": None})
             if event.status == "failed":
                 self._keep_failure(event)
         if time.monotonic() - self._saved > SAVE_SECONDS:
@@ -175,14 +191,22 @@ class _Book:
         with explained("write", self.folder):
             replace_file(self.folder / "progress.json", to_json(self.progress.document()).encode())
 
+    def end(self) -> None:
+        """Say that nothing more will come."""
+        self.progress.ended = True
+        self.save()
+
     def _keep_failure(self, outcome: Outcome) -> None:
         cell = self._cells[outcome.cell]
-        line = to_json({**asdict(outcome), "what": cell.describe(), "asked": cell.document()})
+        failure = {**asdict(outcome), "what": cell.describe(), "asked": cell.document()}
+        self._append("failures.jsonl", failure)
+
+    def _append(self, name: str, content: dict[str, Any]) -> None:
         with (
             explained("write", self.folder),
-            (self.folder / "failures.jsonl").open("a", encoding="utf-8") as file,
+            (self.folder / name).open("a", encoding="utf-8") as file,
         ):
-            file.write(line + "\n")
+            file.write(to_json(content) + "\n")
 
 
 def describe_cells(cells: Sequence[Cell]) -> str:

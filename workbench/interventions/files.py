@@ -4,15 +4,16 @@ A file holds ``{"name", "version", "model", "revision", "layers", "heads", setti
 "calibration"}``; all but ``name`` and the settings may be absent.
 """
 
-import json
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from workbench.attention.edits import Intervention
-from workbench.errors import ConfigError, DataError, UnknownNameError
+from workbench.errors import ConfigError, UnknownNameError
 from workbench.interventions.act import ACT
 from workbench.interventions.add_vector import AddVector
+from workbench.interventions.document import read_document
 from workbench.interventions.mean_heads import MeanHeads
 from workbench.interventions.move_to_first import MoveToFirst
 from workbench.interventions.scale_keys import ScaleKeys
@@ -46,7 +47,7 @@ def as_intervention(item: Any, spec: ModelSpec) -> Intervention:
         ConfigError: It is for another model, or a setting is wrong.
     """
     if isinstance(item, str | Path):
-        item = _read(Path(item))
+        item = read_document(item)
     if isinstance(item, Mapping):
         return _from_dict(item, spec)
     if isinstance(item, Intervention):
@@ -57,18 +58,13 @@ def as_intervention(item: Any, spec: ModelSpec) -> Intervention:
     )
 
 
-def _read(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise DataError(
-            f"the intervention file must be readable; {path}: {error.strerror}"
-        ) from error
-    except ValueError as error:
-        raise DataError(f"the intervention file must be JSON in UTF-8; {path}: {error}") from error
+def from_content(content: Mapping[str, Any]) -> Intervention:
+    """The intervention that a file's content describes, whatever model it is for.
 
-
-def _from_dict(content: Mapping[str, Any], spec: ModelSpec) -> Intervention:
+    Raises:
+        UnknownNameError: There is none of the name.
+        ConfigError: A newer version, a setting that is missing, unknown or out of range.
+    """
     name = content.get("name")
     if name not in INTERVENTIONS:
         raise UnknownNameError("intervention", str(name), INTERVENTIONS)
@@ -78,15 +74,6 @@ def _from_dict(content: Mapping[str, Any], spec: ModelSpec) -> Intervention:
             f"the intervention file's version must be a whole number up to {VERSION}; got {version!r}; "
             "update workbench"
         )
-    for key, found in (("revision", spec.revision), ("layers", spec.n_layers)):
-        wanted = content.get(key)
-        if isinstance(wanted, list):
-            wanted = None  # a list of layers is checked with the heads
-        if wanted is not None and found and wanted != found:
-            raise ConfigError(
-                f"the intervention must be made for this model; its {key} is {wanted}, {spec.name} has "
-                f"{found}; calibrate it again for this model"
-            )
     settings = {key: value for key, value in content.items() if key not in _ABOUT}
     if settings.get("heads") is not None:
         settings["heads"] = tuple(_pair(head) for head in _listed(settings["heads"], "heads"))
@@ -96,7 +83,30 @@ def _from_dict(content: Mapping[str, Any], spec: ModelSpec) -> Intervention:
         )
     if isinstance(settings.get("gamma"), list):
         settings["gamma"] = tuple(_number(gamma, "gamma") for gamma in settings["gamma"])
-    intervention: Intervention = make_config(INTERVENTIONS[name], settings, name)
+    kind = INTERVENTIONS[name]
+    needed = [f.name for f in dataclasses.fields(kind) if f.default is dataclasses.MISSING]
+    known = {field.name for field in dataclasses.fields(kind)}
+    missing = [field for field in needed if field not in settings]
+    if missing and known >= set(settings):  # a name that does not exist is told first, below
+        raise ConfigError(
+            f"{name} needs {', '.join(missing)}; got {', '.join(settings) or 'no settings'}; "
+            f"add {missing[0]}"
+        )
+    intervention: Intervention = make_config(kind, settings, name)
+    return intervention
+
+
+def _from_dict(content: Mapping[str, Any], spec: ModelSpec) -> Intervention:
+    intervention = from_content(content)
+    for key, found in (("revision", spec.revision), ("layers", spec.n_layers)):
+        wanted = content.get(key)
+        if isinstance(wanted, list):
+            wanted = None  # a list of layers is checked with the heads
+        if wanted is not None and found and wanted != found:
+            raise ConfigError(
+                f"the intervention must be made for this model; its {key} is {wanted}, {spec.name} has "
+                f"{found}; calibrate it again for this model"
+            )
     return intervention
 
 

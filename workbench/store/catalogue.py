@@ -14,13 +14,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from workbench.result import model_name
+from workbench.result import edit_text, model_name
 from workbench.store.migrations import upgrade_catalogue
 from workbench.store.record import Record
 from workbench.store.strict_json import read_number, to_json
 
 BUSY_MILLISECONDS = 5000
-_COLUMNS = "key, probe, version, model, created, metrics, size_bytes"
+_COLUMNS = "key, probe, version, model, created, metrics, size_bytes, edit"
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,13 @@ class Entry:
     """When it was measured, ISO 8601 in UTC."""
     metrics: dict[str, float]
     size_bytes: int
+    edit: str = ""
+    """The interventions under which it was measured, in words; "" for the stock model."""
+
+    @property
+    def subject(self) -> str:
+        """What was measured: the model, and how it was edited."""
+        return f"{self.model} under {self.edit}" if self.edit else self.model
 
     @property
     def headline(self) -> str:
@@ -55,6 +62,7 @@ def entry_of(record: Record) -> Entry:
         created=_utc(document["provenance"].get("created"), record.folder),
         metrics={name: read_number(value) for name, value in document["metrics"].items()},
         size_bytes=record.size_bytes,
+        edit=edit_text(document["provenance"]),
     )
 
 
@@ -159,13 +167,13 @@ def _synchronise(
         "DELETE FROM results WHERE key = ?", gone + [(key,) for key in unreadable]
     )
     connection.executemany(
-        f"INSERT OR REPLACE INTO results (stamp, {_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        f"INSERT OR REPLACE INTO results (stamp, {_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
         [(stamp, *_row(entry)) for stamp, entry in found],
     )
     connection.execute("COMMIT")
 
 
-def _row(entry: Entry) -> tuple[str, str, int, str, str, str, int]:
+def _row(entry: Entry) -> tuple[str, str, int, str, str, str, int, str]:
     return (
         entry.key,
         entry.probe,
@@ -174,6 +182,7 @@ def _row(entry: Entry) -> tuple[str, str, int, str, str, str, int]:
         entry.created,
         to_json(entry.metrics),
         entry.size_bytes,
+        entry.edit,
     )
 
 
@@ -187,8 +196,8 @@ def _query(
         (probe, probe, model, model, -1 if limit is None else limit),
     )
     return [
-        Entry(key, name, version, on, created, _metrics(metrics), size)
-        for key, name, version, on, created, metrics, size in rows
+        Entry(key, name, version, on, created, _metrics(metrics), size, edit)
+        for key, name, version, on, created, metrics, size, edit in rows
     ]
 
 

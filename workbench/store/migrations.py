@@ -22,10 +22,16 @@ def _create_results(connection: sqlite3.Connection) -> None:
     connection.execute("CREATE INDEX results_by_created ON results (created)")
 
 
+def _add_edit(connection: sqlite3.Connection) -> None:
+    connection.execute("ALTER TABLE results ADD COLUMN edit TEXT NOT NULL DEFAULT ''")
+    # Which of them were edited is in the results alone: all are read again.
+    connection.execute("DELETE FROM results")
+
+
 RESULT_STEPS: tuple[Callable[[Document], Document], ...] = ()
 """Steps for ``result.json``; the first would turn schema 1 into schema 2."""
 
-CATALOGUE_STEPS: tuple[Callable[[sqlite3.Connection], None], ...] = (_create_results,)
+CATALOGUE_STEPS: tuple[Callable[[sqlite3.Connection], None], ...] = (_create_results, _add_edit)
 """Steps for the catalogue; the first turns an empty database (schema 0) into schema 1."""
 
 RESULT_SCHEMA = 1 + len(RESULT_STEPS)

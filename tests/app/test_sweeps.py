@@ -1,0 +1,156 @@
+"""Sweeps as a page sees them: running, complete, with failures, stopped, killed, damaged."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+from app import sweeps
+from workbench.execute.cell import Cell, Outcome
+from workbench.execute.plan import Plan
+from workbench.execute.protocol import Advanced, Started
+from workbench.execute.sweep import run_plan
+from workbench.processes import birth_of
+from workbench.store.results import Store
+
+
+def cell(number):
+    return Cell(
+        f"{number:064d}", "attention-sinks", "demo", "random", {"threshold": number / 10}, {}
+    )
+
+
+PLAN = Plan(tuple(cell(number) for number in (1, 2, 3, 4)), {"models": ["demo"]})
+KEY = PLAN.key
+
+
+class Script:
+    """An executor that tells what it was given, then looks, or breaks off."""
+
+    name = "script"
+    n_workers = 1
+
+    def __init__(self, events, then=lambda: None):
+        self._events, self._then = events, then
+
+    def execute(self, cells, store, emit):
+        for event in self._events:
+            emit(event)
+        self._then()
+
+
+def ended(number, status, **more):
+    return Outcome(cell(number).key, status, seconds=2.0, **more)
+
+
+@pytest.fixture
+def store(store_path, monkeypatch):
+    monkeypatch.setattr("workbench.execute.sweep.cached_results", lambda plan, store: {})
+    monkeypatch.setattr("workbench.execute.sweep.SAVE_SECONDS", 0.0)
+    return Store(store_path)
+
+
+def test_while_it_runs_the_whole_and_every_cell_are_told(store):
+    seen = {}
+
+    def look():
+        (sweep,) = sweeps.listing(store.path)
+        seen.update(sweep=sweep, cells=sweeps.cells(store.path, sweep))
+        raise KeyboardInterrupt
+
+    events = [
+        Started(cell(1).key, "w1"),
+        ended(1, "computed", result="c" * 64),
+        Started(cell(2).key, "w1"),
+        ended(2, "failed", error="too large"),
+        Started(cell(3).key, "w1"),
+        Advanced(cell(3).key, 5, 20),
+    ]
+    with pytest.raises(KeyboardInterrupt):
+        run_plan(PLAN, store, Script(events, look))
+    sweep = seen["sweep"]
+    assert (sweep.state, sweep.total, sweep.done, sweep.computed, sweep.failed) == (
+        "running", 4, 2, 1, 1,
+    )  # fmt: skip
+    assert sweep.seconds_left is not None
+    assert [(one.state, one.what.split("=")[1]) for one in seen["cells"]] == [
+        ("failed", "0.2"), ("running", "0.3"), ("waiting", "0.4"), ("computed", "0.1"),
+    ]  # fmt: skip
+    failed, running, _, computed = seen["cells"]
+    assert failed.error == "too large"
+    assert (running.done, running.total, running.worker) == (5, 20, "w1")
+    assert (computed.result, computed.seconds) == ("c" * 64, 2.0)
+    # Ctrl-C has been told to the folder as well.
+    assert sweeps.read(store.path, KEY).state == "stopped"
+
+
+@pytest.mark.parametrize(
+    ("statuses", "state"),
+    [
+        (("computed",) * 4, "complete"),
+        (("computed", "failed", "computed", "computed"), "with failures"),
+    ],
+)
+def test_a_sweep_that_ended_says_how(store, statuses, state):
+    events = [ended(number, status) for number, status in enumerate(statuses, start=1)]
+    run_plan(PLAN, store, Script(events))
+    sweep = sweeps.read(store.path, KEY)
+    assert (sweep.state, sweep.done, sweep.seconds_left) == (state, 4, None)
+    assert not [one for one in sweeps.cells(store.path, sweep) if one.state == "waiting"]
+
+
+def written(store, **changes):
+    folder = sweeps.sweeps_folder(store.path) / KEY
+    folder.mkdir(parents=True, exist_ok=True)
+    now = time.time()
+    progress = {
+        "total": 4, "done": 1, "cached": 0, "computed": 1, "failed": 0, "running": {},
+        "started": now - 60, "updated": now - 10, "seconds_left": 100.0, "ended": False,
+        "process": {"host": socket.gethostname(), "pid": os.getpid(), "birth": birth_of(os.getpid())},
+    }  # fmt: skip
+    (folder / "progress.json").write_text(json.dumps({**progress, **changes}))
+    return folder
+
+
+def test_what_is_left_goes_down_between_two_tellings(store):
+    written(store)
+    assert sweeps.read(store.path, KEY).seconds_left == pytest.approx(90, abs=2)
+
+
+def test_a_sweep_whose_process_was_killed_is_stopped(store):
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    process = {"host": socket.gethostname(), "pid": child.pid, "birth": birth_of(child.pid)}
+    written(store, process=process)
+    assert sweeps.read(store.path, KEY).state == "running"
+    child.kill()
+    child.communicate()
+    assert sweeps.read(store.path, KEY).state == "stopped"
+
+
+def test_another_machines_sweep_runs_until_it_has_been_silent_for_long(store):
+    there = {"host": "elsewhere", "pid": os.getpid(), "birth": "1"}
+    written(store, process=there)
+    assert sweeps.read(store.path, KEY).state == "running"
+    written(store, process=there, updated=time.time() - sweeps.SILENT_SECONDS - 1)
+    assert sweeps.read(store.path, KEY).state == "stopped"
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"total": "many"}', '{"running": 3}'])
+@pytest.mark.parametrize("name", ["progress.json", "plan.json", "outcomes.jsonl"])
+def test_a_damaged_file_is_no_crash(store, name, content):
+    folder = written(store)
+    (folder / "plan.json").write_text(json.dumps({"cells": [cell(1).document(), {"key": 7}, 3]}))
+    (folder / name).write_text(content)
+    for sweep in sweeps.listing(store.path):
+        assert sweep.state in sweeps.STATES
+        assert all(one.state in sweeps.CELL_STATES for one in sweeps.cells(store.path, sweep))
+
+
+@pytest.mark.parametrize("key", ["..", "../jobs", "", KEY.upper(), KEY[:-1]])
+def test_what_is_no_key_is_no_path(store, key):
+    written(store)
+    assert sweeps.read(store.path, key) is None
