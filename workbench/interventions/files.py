@@ -65,13 +65,7 @@ def _read(path: Path) -> Any:
 
 
 def _from_dict(content: Mapping[str, Any], spec: ModelSpec) -> Intervention:
-    name = content.get("name")
-    if name not in INTERVENTIONS:
-        raise UnknownNameError("intervention", str(name), INTERVENTIONS)
-    if content.get("version", VERSION) > VERSION:
-        raise ConfigError(
-            f"the intervention file's version must be at most {VERSION}; got {content['version']}; update workbench"
-        )
+    intervention = intervention_of(content)
     for key, found in (("revision", spec.revision), ("layers", spec.n_layers)):
         wanted = content.get(key)
         if isinstance(wanted, list):
@@ -81,6 +75,23 @@ def _from_dict(content: Mapping[str, Any], spec: ModelSpec) -> Intervention:
                 f"the intervention must be made for this model; its {key} is {wanted}, {spec.name} has "
                 f"{found}; calibrate it again for this model"
             )
+    return intervention
+
+
+def intervention_of(content: Mapping[str, Any]) -> Intervention:
+    """Make an intervention from the content of a file, whatever model it is for.
+
+    Raises:
+        UnknownNameError: There is none of its name, or a setting does not exist.
+        ConfigError: A setting has an impossible value, or a newer workbench wrote the file.
+    """
+    name = content.get("name")
+    if name not in INTERVENTIONS:
+        raise UnknownNameError("intervention", str(name), INTERVENTIONS)
+    if content.get("version", VERSION) > VERSION:
+        raise ConfigError(
+            f"the intervention file's version must be at most {VERSION}; got {content['version']}; update workbench"
+        )
     settings = {key: value for key, value in content.items() if key not in _ABOUT}
     if settings.get("heads") is not None:
         settings["heads"] = tuple((int(layer), int(head)) for layer, head in settings["heads"])
