@@ -8,6 +8,7 @@ import json
 import math
 import platform
 from collections.abc import Mapping
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -81,6 +82,7 @@ def environment() -> dict[str, str | None]:
     }
 
 
+@cache  # nothing is installed while we run, and a sweep asks for each of its cells
 def _version(package: str) -> str | None:
     try:
         return version(package)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from workbench.discovery import probe_source
 from workbench.errors import ConfigError, UnknownNameError
-from workbench.models.names import resolve_model
+from workbench.models.names import looks_local, resolve_model
 from workbench.provenance import environment, request_hash
 from workbench.raw_prompts import RawPrompts, raw_hash
 from workbench.revisions import folder_revision, resolve_hub_revision, tokenizer_hash
@@ -56,6 +56,37 @@ class Options:
             raise ConfigError(f"batch_size must be at least 1; got {self.batch_size}")
 
 
+@dataclass(frozen=True)
+class ModelFiles:
+    """Which model and which tokenizer exactly, as files tell."""
+
+    name: str
+    """As results have it: of a folder its own name."""
+    revision: str | None
+    """Hash of the weights or commit; None when it is not known without the network."""
+    tokenizer: str | None
+    """Of a folder, the hash of its tokenizer's files."""
+
+
+def model_files(model: str, revision: str | None, hashes: Path | None = None) -> ModelFiles:
+    """Look a model up on this machine.
+
+    Args:
+        model: A folder, a hub id, ``demo`` or ``toy:DIR``.
+        revision: Of a hub id.
+        hashes: Where hashes of large weight files are remembered.
+
+    Raises:
+        ModelError: A folder that cannot be loaded.
+    """
+    folder = Path(resolve_model(model))
+    if not folder.is_dir() and not looks_local(model):
+        return ModelFiles(model, resolve_hub_revision(model, revision), None)
+    return ModelFiles(
+        folder.resolve().name, folder_revision(folder, hashes), tokenizer_hash(folder)
+    )
+
+
 def request_of(
     probe: str,
     model: str,
@@ -77,24 +108,39 @@ def request_of(
     Raises:
         ModelError: A folder that cannot be loaded.
     """
-    source = probe_source(probe)
-    folder = Path(resolve_model(model))
-    is_folder = folder.is_dir()
-    revision = (
-        folder_revision(folder, hashes)
-        if is_folder
-        else resolve_hub_revision(model, options.revision)
-    )
-    if source is None or revision is None:
+    files = model_files(model, options.revision, hashes)
+    data = None if raw is None else raw_hash(raw)
+    return request_from(probe, probe_hash(probe), files, data, options, settings)
+
+
+def request_from(
+    probe: str,
+    sources: str | None,
+    model: ModelFiles,
+    data: str | None,
+    options: Options,
+    settings: Mapping[str, Any],
+) -> str | None:
+    """The request's hash, when its files have been read.
+
+    Args:
+        probe: Its name.
+        sources: ``probe_hash`` of the probe.
+        model: ``model_files`` of the model.
+        data: ``raw_hash`` of the prompts; None for probes that need none.
+        options: How the run is done.
+        settings: The probe's settings as they were given.
+    """
+    if sources is None or model.revision is None:
         return None
     how = asdict(options)
     for name in ("batch_size", "cache", "device"):  # none of them changes the numbers
         del how[name]
     fields = {
-        "probe": [probe, _sources_hash(source)],
-        "model": [model if not is_folder else folder.resolve().name, revision],
-        "tokenizer": tokenizer_hash(folder) if is_folder else None,
-        "data": None if raw is None else raw_hash(raw),
+        "probe": [probe, sources],
+        "model": [model.name, model.revision],
+        "tokenizer": model.tokenizer,
+        "data": data,
         "options": how,
         "settings": {name: _setting_text(value) for name, value in settings.items()},
         "environment": environment(),
@@ -107,6 +153,12 @@ def edited_request(request: str | None, intervention: Mapping[str, Any] | None) 
     if request is None or intervention is None:
         return request
     return request_hash({"request": request, "intervention": intervention})
+
+
+def probe_hash(probe: str) -> str | None:
+    """Hash of the files that define a probe; None when there are none of its name."""
+    source = probe_source(probe)
+    return None if source is None else _sources_hash(source)
 
 
 def _sources_hash(source: Path) -> str:

@@ -254,13 +254,26 @@ def resolve_hub_revision(
         return revision
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or ".." in f"{name}/{revision}":
         return None
-    if cache is None:
-        from huggingface_hub.constants import HF_HUB_CACHE  # reads the environment
-
-        cache = Path(HF_HUB_CACHE)
-    reference = cache / f"models--{name.replace('/', '--')}" / "refs" / revision
+    reference = _hub_home(name, cache) / "refs" / revision
     try:
         commit = reference.read_text(encoding="ascii").strip()
     except (OSError, ValueError):
         return None
     return commit if re.fullmatch(r"[0-9a-f]{40}", commit) else None
+
+
+def hub_folder(name: str, revision: str | None = None, *, cache: Path | None = None) -> Path | None:
+    """The folder of a hub model in the local Hugging Face cache, if it is there."""
+    commit = resolve_hub_revision(name, revision, cache=cache)
+    if commit is None or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
+        return None
+    folder = _hub_home(name, cache) / "snapshots" / commit
+    return folder if folder.is_dir() else None
+
+
+def _hub_home(name: str, cache: Path | None) -> Path:
+    if cache is None:
+        from huggingface_hub.constants import HF_HUB_CACHE  # reads the environment
+
+        cache = Path(HF_HUB_CACHE)
+    return cache / f"models--{name.replace('/', '--')}"

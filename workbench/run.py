@@ -299,8 +299,10 @@ def weights_hash(model: Any) -> str:
     """Hash of the weights a model holds in memory, for objects that came without a revision."""
     import torch
 
+    from workbench.models.offload import tensors_at_hand
+
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.model.state_dict().items()):
+    for name, tensor in tensors_at_hand(model.model):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         # Bytes as they are: numpy has no bfloat16.
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)

@@ -1,4 +1,4 @@
-"""Two tiny models side by side, and plans of a few cells on them."""
+"""Two tiny models side by side, plans of a few cells on them, and a Ray cluster."""
 
 import shutil
 
@@ -38,3 +38,20 @@ def sinks(models, /, **changes):
         "limit": 2,
     }
     return make_plan({**plan, **changes})
+
+
+@pytest.fixture
+def cluster(monkeypatch):
+    """A Ray cluster of two nodes with one core each, on this machine."""
+    pytest.importorskip("ray")
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    from ray.cluster_utils import Cluster
+
+    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    nodes.add_node(num_cpus=1)
+    import ray
+
+    ray.init(address=nodes.address, log_to_driver=False, logging_level="ERROR")
+    yield nodes
+    ray.shutdown()
+    nodes.shutdown()

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,45 +11,83 @@ import pytest
 import workbench as wb
 from tests.execute.conftest import sinks
 from workbench.execute.cell import Outcome
-from workbench.execute.protocol import Executor, Lost, Started, event_document
+from workbench.execute.protocol import Advanced, Executor, Lost, Started, event_document
 from workbench.execute.sweep import cached_results, run_plan
 
-EXECUTORS = ["local", pytest.param("slurm", marks=pytest.mark.slow)]
+EDIT = {"name": "zerotuning", "gamma": 2.0}
+# Layer 9 is not there: the cell fails, and is no reason to try it again.
+BAD = {"name": "zero-heads", "heads": [[9, 0]]}
 
 
-def make(name, n_workers):
-    if name == "local":
+class Local:
+    """Processes of this machine."""
+
+    @staticmethod
+    def make(n_workers):
         from workbench.execute.local import LocalExecutor
 
         return LocalExecutor(n_workers)
-    from workbench.execute.slurm import SlurmExecutor
 
-    return SlurmExecutor(n_workers, {"timeout_min": "5"}, cluster="local")
+    @staticmethod
+    def process(started):
+        """The process that took up a cell."""
+        return int(started.worker)
 
 
-@pytest.mark.parametrize("name", EXECUTORS)
-def test_an_executor_keeps_the_protocol(name, two_models, store):
+class Slurm(Local):
+    """Jobs of submitit's local executor."""
+
+    @staticmethod
+    def make(n_workers):
+        from workbench.execute.slurm import SlurmExecutor
+
+        return SlurmExecutor(n_workers, {"timeout_min": "5"}, cluster="local")
+
+
+class Ray:
+    """Actors on two nodes."""
+
+    @staticmethod
+    def make(n_workers):
+        from workbench.execute.ray import RayExecutor
+
+        return RayExecutor(n_workers)
+
+    @staticmethod
+    def process(started):
+        return int(started.host.split()[-1])
+
+
+SLOW = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+
+
+@pytest.fixture(
+    params=[Local, pytest.param(Slurm, marks=SLOW), pytest.param(Ray, marks=SLOW)],
+    ids=lambda kind: kind.__name__,
+)
+def kind(request):
+    """How executors of one kind are made, and their workers killed."""
+    if request.param is Ray:
+        request.getfixturevalue("cluster")
+    return request.param
+
+
+def test_every_cell_ends_once_and_a_death_costs_one_try(kind, two_models, store):
     """A kill in the middle, a cell that fails, and a second run that goes on with more workers."""
-    edit = {"name": "zerotuning", "gamma": 2.0}
-    good = sinks(two_models, interventions=["none", edit])
-    # Layer 9 is not there: the cell fails, and is no reason to try it again.
-    bad = {"name": "zero-heads", "heads": [[9, 0]]}
-    plan = sinks(two_models, interventions=["none", edit, bad])
-    executor = make(name, 1)
+    good = sinks(two_models, interventions=["none", EDIT])
+    plan = sinks(two_models, interventions=["none", EDIT, BAD])
+    executor = kind.make(1)
     assert isinstance(executor, Executor)
     events, killed = [], []
 
     def watch(event):
         events.append(event)
         if isinstance(event, Started) and not killed:
-            killed.append(int(event.worker))
-            os.kill(killed[0], signal.SIGKILL)
+            killed.append(event.cell)
+            os.kill(kind.process(event), signal.SIGKILL)
 
     summary = run_plan(plan, store, executor, watch)
-    kinds = [event_document(event)["event"] for event in events]
-    assert [kind for kind in kinds if kind == "lost"] == ["lost"]
-    lost = next(event for event in events if isinstance(event, Lost))
-    assert lost.cell == events[0].cell
+    assert [event.cell for event in events if isinstance(event, Lost)] == killed
     ended = [event.cell for event in events if isinstance(event, Outcome)]
     assert sorted(ended) == sorted(cell.key for cell in plan.cells)
     assert (summary.count("computed"), summary.count("failed")) == (4, 2)
@@ -58,33 +98,36 @@ def test_an_executor_keeps_the_protocol(name, two_models, store):
         assert "layer" in failure.error
         assert "\n" not in failure.error
         assert failure.details is None
-    # The store holds what wb.run makes by hand, and nothing else.
-    by_hand = wb.run(
-        "attention-sinks", two_models[0], "builtin:natural", n_pos=16, limit=2, store=store
-    )
-    assert by_hand.cached
-    model = wb.load(two_models[1])
-    with model.edit(edit):
-        edited = wb.run("attention-sinks", model, "builtin:natural", n_pos=16, limit=2)
-    kept = {one.result: one for one in summary.outcomes}
-    assert {by_hand.key, edited.key} <= set(kept)
-    np.testing.assert_array_equal(store.get(edited.key).arrays["score"], edited.arrays["score"])
-    assert len(store.list()) == 4
-    assert store.verify().damaged == {}
+    check_results(two_models, store, summary)
     # The same plan again: only what failed runs, on more workers.
     again = []
-    summary = run_plan(plan, store, make(name, 2), again.append)
+    summary = run_plan(plan, store, kind.make(2), again.append)
     assert (summary.count("cached"), summary.count("failed")) == (4, 2)
     started = {event.cell for event in again if isinstance(event, Started)}
     assert started == {failure.cell for failure in summary.failures}
     assert cached_results(plan, store).keys() == {cell.key for cell in good.cells}
     # With nothing left to run, nothing is started.
     events.clear()
-    assert run_plan(good, store, make(name, 2), events.append).count("cached") == 4
+    assert run_plan(good, store, kind.make(2), events.append).count("cached") == 4
     assert not [event for event in events if isinstance(event, Started)]
+    assert {event_document(event)["event"] for event in events} == {"finished"}
 
 
-def test_a_cell_that_kills_every_worker_fails_and_the_rest_are_kept(two_models, store):
+def check_results(two_models, store, summary):
+    """The store holds what wb.run makes by hand, and nothing else."""
+    about = {"n_pos": 16, "limit": 2}
+    by_hand = wb.run("attention-sinks", two_models[0], "builtin:natural", store=store, **about)
+    assert by_hand.cached
+    model = wb.load(two_models[1])
+    with model.edit(EDIT):
+        edited = wb.run("attention-sinks", model, "builtin:natural", **about)
+    assert {by_hand.key, edited.key} <= {one.result for one in summary.outcomes}
+    np.testing.assert_array_equal(store.get(edited.key).arrays["score"], edited.arrays["score"])
+    assert len(store.list()) == 4
+    assert store.verify().damaged == {}
+
+
+def test_a_cell_that_kills_every_worker_fails_and_the_rest_are_kept(kind, two_models, store):
     plan = sinks(two_models)
     first = []
 
@@ -92,12 +135,60 @@ def test_a_cell_that_kills_every_worker_fails_and_the_rest_are_kept(two_models, 
         if isinstance(event, Started):
             first.append(event.cell)
             if event.cell == first[0]:
-                os.kill(int(event.worker), signal.SIGKILL)
+                os.kill(kind.process(event), signal.SIGKILL)
 
-    summary = run_plan(plan, store, make("local", 1), watch)
+    summary = run_plan(plan, store, kind.make(1), watch)
     assert first == [plan.cells[0].key] * 2 + [plan.cells[1].key]
     (failure,) = summary.failures
     assert failure.cell == plan.cells[0].key
     assert "died twice" in failure.error
-    assert "SIGKILL" in failure.error
     assert summary.count("computed") == 1
+
+
+@pytest.mark.slow  # the sweep command's own test does the same to local workers
+def test_an_interrupt_stops_within_two_seconds_and_keeps_what_is_done(kind, two_models, store):
+    plan = sinks(two_models[:1], seeds=list(range(30)))
+    seen, raised = [], []
+
+    def watch(event):
+        seen.append(event)
+        if sum(isinstance(one, Outcome) for one in seen) == 2:
+            raised.append(time.monotonic())
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_plan(plan, store, kind.make(1), watch)
+    assert time.monotonic() - raised[0] < 2
+    processes = {kind.process(event) for event in seen if isinstance(event, Started)}
+    kept = len(store.list())
+    assert 2 <= kept < 30
+    deadline = time.monotonic() + 5
+    while any(is_running(pid) for pid in processes) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(is_running(pid) for pid in processes)
+    assert store.verify().damaged == {}
+    # It goes on with more workers, and does nothing twice.
+    n_kept = len(store.list())
+    summary = run_plan(plan, store, kind.make(2))
+    assert (summary.count("cached"), summary.count("computed")) == (n_kept, 30 - n_kept)
+    assert len(store.list()) == 30
+
+
+def is_running(pid):
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text("ascii").rpartition(")")[2].split()[0]
+        return state != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_a_cell_tells_how_far_it_is(kind, two_models, store, monkeypatch):
+    if kind is Ray:
+        monkeypatch.setattr("workbench.execute.ray.ASK_SECONDS", 0.02)
+    text = [f"one prompt more, the {number}th of them" for number in range(300)]
+    plan = sinks(two_models[:1], data=[text], limit=300, batch_size=1)
+    events = []
+    run_plan(plan, store, kind.make(1), events.append)
+    advanced = [event for event in events if isinstance(event, Advanced)]
+    assert {(event.cell, event.total) for event in advanced} == {(plan.cells[0].key, 300)}
+    assert [event.done for event in advanced] == sorted(event.done for event in advanced)

@@ -135,6 +135,13 @@ def test_revisions_follow_the_last_at_sign(tmp_path, monkeypatch):
         ({"interventions": ["nowhere.json"]}, DataError, "nowhere.json"),
         ({"interventions": [{"name": "zerotunin"}]}, UnknownNameError, "'zerotuning'"),
         ({"models": [7]}, ConfigError, "a name or a folder"),
+        ({"models": ["./missing"]}, ModelError, "there is no folder missing"),
+        ({"models": ["toy:missing"]}, ModelError, "there is no folder missing"),
+        ({"device_map": "nonsense"}, ConfigError, "auto, balanced.* got 'nonsense'"),
+        ({"device_map": {"": "cuda:x"}}, ConfigError, "got 'cuda:x'"),
+        ({"device_map": {"": True}}, ConfigError, "got True"),
+        ({"interventions": [{"name": "act", "alpha": -1}]}, ConfigError, "alpha"),
+        ({"interventions": [{"name": "act", "alfa": 1}]}, UnknownNameError, "'alpha'"),
     ],
     ids=lambda value: str(sorted(value)) if isinstance(value, dict) else None,
 )
@@ -189,3 +196,44 @@ def test_a_plan_is_keyed_by_its_cells_in_any_order(two_models):
 def test_make_plan_needs_probes():
     with pytest.raises(ConfigError, match="must name probes"):
         make_plan({"models": ["demo"]})
+
+
+@pytest.mark.parametrize("place", ["auto", "cpu", "cuda:1", 0, {"": "disk", "a.b": 1}])
+def test_device_maps_of_transformers_are_taken(tiny_folder, place):
+    (cell,) = plan_of(tiny_folder, device_map=place).cells
+    assert cell.device_map == place
+    assert cell.key == plan_of(tiny_folder).cells[0].key
+
+
+def test_files_are_read_once_however_many_cells_there_are(two_models, tmp_path, monkeypatch):
+    from workbench.execute import inputs, plan
+
+    edit = tmp_path / "zt.json"
+    edit.write_text('{"name": "zerotuning", "gamma": 1.5}')
+    read = []
+    for module, name in (
+        (inputs, "read_source"),
+        (inputs, "model_files"),
+        (plan, "_read_intervention"),
+    ):
+        real = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *a, f=real, n=name: read.append(n) or f(*a))
+    made = sinks(two_models, seeds=list(range(20)), interventions=["none", str(edit)])
+    requests = {made.inputs.request(cell) for cell in made.cells}
+    assert len(requests) == len(made.cells) == 80
+    assert sorted(read) == ["_read_intervention", "model_files", "model_files", "read_source"]
+
+
+def test_what_a_plan_was_resolved_to_can_be_told(two_models):
+    from pathlib import Path
+
+    from workbench.revisions import folder_revision
+
+    made = sinks(two_models)
+    found = made.inputs.document()
+    assert {name: one["revision"] for name, one in found["models"].items()} == {
+        name: folder_revision(Path(name)) for name in two_models
+    }
+    (data,) = found["data"].values()
+    assert data == {"source": "builtin:natural", "limit": 2, "prompts": 2}
+    assert list(found["probes"]) == ["attention-sinks"]

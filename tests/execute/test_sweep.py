@@ -2,6 +2,7 @@
 
 import importlib
 import json
+from pathlib import Path
 
 import pytest
 
@@ -17,6 +18,9 @@ class InThisProcess:
 
     name = "here"
     n_workers = 1
+
+    def room(self, cells):
+        return None
 
     def execute(self, cells, store, emit):
         from workbench.store.results import Store
@@ -36,6 +40,10 @@ def test_plan_progress_and_failures_lie_beside_the_results(two_models, store):
     kept = json.loads((folder / "plan.json").read_text())
     assert kept["plan"]["models"] == two_models[:1]
     assert [Cell(**cell).key for cell in kept["cells"]] == [cell.key for cell in plan.cells]
+    from workbench.revisions import folder_revision
+
+    (model,) = kept["resolved"]["models"].values()
+    assert model["revision"] == folder_revision(Path(two_models[0]))
     progress = json.loads((folder / "progress.json").read_text())
     told = {name: progress[name] for name in ("total", "done", "computed", "failed", "running")}
     assert told == {"total": 2, "done": 2, "computed": 1, "failed": 1, "running": {}}

@@ -37,6 +37,10 @@ def sweep_command(
         int | None,
         typer.Option(metavar="N", help="Cells at once; default: one a GPU, else one."),
     ] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Of a local worker; default: its share of the cores."),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would run and what it takes; run nothing.")
     ] = False,
@@ -87,7 +91,7 @@ def sweep_command(
     document = _with_options(document, lists, settings)
     place = Store(store)
     plan = make_plan(document, place.path / "hashes")
-    runner = make_executor(executor, workers, plan, slurm)
+    runner = make_executor(executor, workers, plan, slurm, threads)
     rows = _estimate(plan, place, runner)
     if dry_run:
         _show_plan(plan, rows, as_json)
@@ -97,14 +101,19 @@ def sweep_command(
     if progress in ("auto", "bar"):
         message(describe_cells(plan.cells))
     with _watching(progress, plan) as watch:
-        summary = run_plan(plan, place, runner, watch)
+        cached = {cell.key: key for cell, key, _ in rows if key is not None}
+        summary = run_plan(plan, place, runner, watch, cached=cached)
     _show(plan, summary, as_json)
     if summary.failures:
         raise typer.Exit(SOME_FAILED)
 
 
 def make_executor(
-    name: str, workers: int | None, plan: "Plan", slurm: list[str] | None = None
+    name: str,
+    workers: int | None,
+    plan: "Plan",
+    slurm: list[str] | None = None,
+    threads: int | None = None,
 ) -> "Executor":
     """The executor of a name, ready to run a plan.
 
@@ -116,11 +125,15 @@ def make_executor(
         raise UnknownNameError("executor", name, EXECUTORS)
     if slurm and name != "slurm":
         raise ConfigError(f"--slurm is for --executor slurm; the executor is {name}; leave it out")
+    if threads is not None and name != "local":
+        raise ConfigError(
+            f"--threads is for --executor local; the executor is {name}; leave it out"
+        )
     if name == "local":
         from workbench.execute.local import LocalExecutor
 
         spread = any(cell.device_map is not None for cell in plan.cells)
-        return LocalExecutor(workers, shards=spread)
+        return LocalExecutor(workers, n_threads=threads, shards=spread)
     if name == "ray":
         from workbench.execute.ray import RayExecutor
 
@@ -171,17 +184,16 @@ def _estimate(
     plan: "Plan", store: Any, runner: "Executor"
 ) -> list[tuple["Cell", str | None, "Estimate"]]:
     """(cell, key of its result in the store, what it takes); refuses what cannot fit."""
-    from workbench.execute.estimate import Estimator, free_bytes, refuse_what_cannot_fit
+    from workbench.execute.estimate import Estimator, refuse_what_cannot_fit
     from workbench.execute.sweep import cached_results
 
     cached = cached_results(plan, store)
-    estimator = Estimator(store)
+    estimator = Estimator(store, plan.inputs)
     rows = [(cell, cached.get(cell.key), estimator.estimate(cell)) for cell in plan.cells]
-    todo = [(cell, found) for cell, key, found in rows if key is None]
-    if todo and runner.name == "local":
-        cells = [cell for cell, _ in todo]
-        at_once = runner.n_workers
-        refuse_what_cannot_fit(cells, [found for _, found in todo], at_once, free_bytes(cells))
+    cells = [cell for cell, key, _ in rows if key is None]
+    room = runner.room(cells) if cells else None
+    if room is not None:
+        refuse_what_cannot_fit(cells, [found for _, key, found in rows if key is None], room)
     return rows
 
 
@@ -189,7 +201,8 @@ def _show_plan(
     plan: "Plan", rows: list[tuple["Cell", str | None, "Estimate"]], as_json: bool
 ) -> None:
     n_cached = sum(key is not None for _, key, _ in rows)
-    known = [found.seconds for _, key, found in rows if key is None and found.seconds is not None]
+    seconds = [found.seconds for _, key, found in rows if key is None]
+    known = [each for each in seconds if each is not None]
     if as_json:
         cells: list[dict[str, Any]] = [
             {**cell.document(), "result": key, "cached": key is not None}
@@ -209,9 +222,17 @@ def _show_plan(
     from workbench.execute.sweep import describe_cells
 
     message(
-        f"{describe_cells(plan.cells)}; {n_cached} cached, {len(rows) - n_cached} to run, "
-        f"at least {sum(known):.2g} s on one worker"
+        f"{describe_cells(plan.cells)}; {n_cached} cached, {len(seconds)} to run"
+        f"{_time_text(len(seconds) - len(known), sum(known))}"
     )
+
+
+def _time_text(n_unknown: int, seconds: float) -> str:
+    """What the cells that are to run will take on one worker."""
+    if n_unknown and not seconds:
+        return ", how long they take is not known" if n_unknown > 1 else ", how long is not known"
+    more = f", and {n_unknown} more of unknown length" if n_unknown else ""
+    return f", at least {seconds:.2g} s on one worker{more}" if seconds else ""
 
 
 def _data_text(data: Any) -> str:

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -31,7 +31,8 @@ def watching(style: str, plan: Plan) -> Iterator[Emit]:
         with _bars(plan, progress) as watch:
             yield watch
     else:
-        yield lambda event: _tell_person(event, progress, plan)
+        names = {cell.key: cell.describe() for cell in plan.cells}
+        yield lambda event: _tell_person(event, progress, names)
 
 
 def _tell_machine(event: Event, progress: Progress) -> None:
@@ -41,11 +42,11 @@ def _tell_machine(event: Event, progress: Progress) -> None:
     sys.stderr.write(json.dumps({**event_document(event), "sweep": totals}) + "\n")
 
 
-def _tell_person(event: Event, progress: Progress, plan: Plan) -> None:
+def _tell_person(event: Event, progress: Progress, names: Mapping[str, str]) -> None:
     progress.note(event)
     if isinstance(event, Started | Advanced):
         return
-    text = next(cell.describe() for cell in plan.cells if cell.key == event.cell)
+    text = names[event.cell]
     if isinstance(event, Lost):
         message(f"{text}: its worker died ({event.why}); tried again on a fresh one")
         return

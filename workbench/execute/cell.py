@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench.errors import WorkbenchError
-from workbench.requests import Options, answer, edited_request, request_of
+from workbench.requests import Options, answer
 
 if TYPE_CHECKING:
     from workbench.run import Reporter
@@ -129,19 +129,6 @@ def _load(cell: Cell) -> Any:
     )
 
 
-def request_for(cell: Cell, store: "Store") -> str | None:
-    """The request a cell is, as the store remembers it; None when files alone do not tell.
-
-    It is the request that ``workbench run`` makes of the same run.
-    """
-    from workbench.sources import read_source
-
-    options = Options(**cell.options)
-    raw = None if cell.data is None else read_source(cell.data, options.limit)
-    base = request_of(cell.probe, cell.model, raw, options, cell.settings, store.path / "hashes")
-    return edited_request(base, cell.intervention)
-
-
 def run_cell(
     cell: Cell,
     store: "Store",
@@ -190,9 +177,11 @@ def run_cell(
 def _find_or_compute(
     cell: Cell, store: "Store", loaded: LoadedModel, reporter: "Reporter | None"
 ) -> tuple[str, bool]:
+    from workbench.execute.inputs import PlanInputs
     from workbench.run import run
 
-    request = request_for(cell, store)
+    # Read anew for every cell: a worker that lives for days must not answer for a changed file.
+    request = PlanInputs(store.path / "hashes").request(cell)
     found = answer(store, request)
     if found is not None:
         return found.key, True

@@ -6,17 +6,19 @@ else that of a single pass over the prompts, which is a lower bound for probes t
 """
 
 import json
+import math
 import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from workbench.errors import ConfigError, WorkbenchError
 from workbench.execute.cell import Cell
+from workbench.execute.inputs import PlanInputs
 from workbench.models.names import resolve_model
-from workbench.revisions import weight_files
+from workbench.revisions import hub_folder, weight_files
 
 if TYPE_CHECKING:
     from workbench.store.results import Store
@@ -25,9 +27,9 @@ LIBRARY_BYTES = 500 << 20
 """Of a process with torch and transformers; 400 to 460 MB were measured with the demo model."""
 BATCH_BYTES = 256 << 20
 """What an automatic batch size aims at; see ``workbench.run``."""
-CHARACTERS_A_TOKEN = 4
+PAST_RUNS = 5
+"""So many of the newest results of a probe and a model tell how long the next one takes."""
 _DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "float64": 8}
-_DEFAULT_TOKENS = 128 * 64
 
 
 @dataclass(frozen=True)
@@ -52,9 +54,22 @@ class Estimate:
     """Whether ``seconds`` is one pass over the prompts only."""
 
 
+@dataclass(frozen=True)
+class Room:
+    """What the workers of an executor have."""
+
+    free_bytes: int
+    """Of one place: a machine, or a GPU."""
+    n_workers: int = 1
+    """At once, over all places."""
+    n_places: int = 1
+
+
 def model_sizes(cell: Cell) -> Sizes | None:
     """Sizes of a cell's model; None for one that is not on this machine."""
     folder = Path(resolve_model(cell.model))
+    if not folder.is_dir():
+        folder = hub_folder(cell.model, cell.options.get("revision")) or folder
     if not (folder / "config.json").is_file():
         return None
     try:
@@ -81,101 +96,102 @@ def model_sizes(cell: Cell) -> Sizes | None:
     )
 
 
-def memory_bytes(cell: Cell, sizes: Sizes) -> int:
-    """What a process needs at most while it runs a cell."""
+def memory_bytes(cell: Cell, sizes: Sizes, n_prompts: int = 0) -> int:
+    """What a process needs at most while it runs a cell; with 0 prompts: however many there are."""
     n_pos = min(int(cell.options.get("n_pos") or sizes.n_ctx), sizes.n_ctx)
     per_prompt = 4 * n_pos * (16 * sizes.d_model + 4 * sizes.d_mlp)
     batch = cell.options.get("batch_size") or max(1, BATCH_BYTES // per_prompt)
-    batch = min(batch, _n_prompts(cell) or batch)
+    batch = min(batch, n_prompts or batch)
     logits = 4 * n_pos * sizes.d_vocab
     return LIBRARY_BYTES + sizes.weight_bytes + batch * (per_prompt + logits)
 
 
-def _n_prompts(cell: Cell) -> int:
-    """Prompts of a cell; 0 where they are still to be drawn, or none are needed."""
-    from workbench.sources import read_source
-
-    limit = cell.options.get("limit")
-    if cell.data is None:
-        return limit or 0
-    return len(read_source(cell.data, limit))
-
-
-def flops_a_second(seconds: float = 0.2) -> float:
-    """What this machine multiplies, by a short calibration."""
+def flops_a_second(device: str = "cpu", seconds: float = 0.2) -> float:
+    """What a device multiplies, by a short calibration."""
     import torch
 
-    n = 384
-    left, right = torch.ones(n, n), torch.ones(n, n)
+    n = 384 if device == "cpu" else 4096
+    left, right = torch.ones(2, n, n, device=device)
+    (left @ right).sum().item()  # a GPU's first product loads its library
     count, start = 0, time.perf_counter()
     while (taken := time.perf_counter() - start) < seconds:
-        left @ right
+        (left @ right)[0, 0].item()  # waits for the result
         count += 1
     return count * 2 * n**3 / taken
 
 
-def n_tokens(cell: Cell) -> int:
-    """Tokens of a cell's prompts, about; every prompt counts at full length."""
-    from workbench.sources import read_source
-
-    if cell.data is None:
-        return 0
-    raw = read_source(cell.data, cell.options.get("limit"))
-    n_pos = cell.options.get("n_pos")
-    parts = list(raw.domains.values()) or [raw]
-    total = 0
-    for part in parts:
-        lengths = [len(text) // CHARACTERS_A_TOKEN + 1 for text in part.texts]
-        lengths += [len(ids) for ids in part.ids]
-        total += sum(min(length, n_pos or length) for length in lengths) or _DEFAULT_TOKENS
-    return total
-
-
 class Estimator:
-    """Estimates cells of one plan; each model is looked at once."""
+    """Estimates cells of one plan; each model and each text is looked at once."""
 
-    def __init__(self, store: "Store") -> None:
-        self._past: dict[tuple[str, str], list[float]] = {}
+    def __init__(self, store: "Store", inputs: PlanInputs) -> None:
+        """Note what the store has.
+
+        Args:
+            store: Its results tell how long their like took.
+            inputs: The files that the plan rests on.
+        """
+        self._store, self._inputs = store, inputs
+        self._entries: dict[tuple[str, str], list[str]] = {}
         for entry in store.list():
-            record = store.shelf.read(entry.key, deep=False)
-            seconds = record.document["provenance"].get("seconds") if record else None
-            if isinstance(seconds, int | float):
-                self._past.setdefault((entry.probe, entry.model), []).append(float(seconds))
+            newest = self._entries.setdefault((entry.probe, entry.model), [])
+            if len(newest) < PAST_RUNS:
+                newest.append(entry.key)
+        self._past: dict[tuple[str, str], float | None] = {}
         self._sizes: dict[str, Sizes | None] = {}
-        self._rate: float | None = None
+        self._rates: dict[str, float | None] = {}
 
     def estimate(self, cell: Cell) -> Estimate:
         """Memory and time of one cell."""
         if cell.load_key not in self._sizes:
             self._sizes[cell.load_key] = model_sizes(cell)
         sizes = self._sizes[cell.load_key]
-        memory = None if sizes is None else memory_bytes(cell, sizes)
-        past = self._past.get((cell.probe, _shown_name(cell)))
-        if past:
-            return Estimate(memory, statistics.median(past))
-        if sizes is None:
+        prompts = self._inputs.prompts(cell.data, cell.options.get("limit"))
+        n_prompts = len(prompts.lengths) if prompts else cell.options.get("limit") or 0
+        memory = None if sizes is None else memory_bytes(cell, sizes, n_prompts)
+        past = self._seconds_before(cell)
+        if past is not None or sizes is None:
+            return Estimate(memory, past)
+        rate = self._rate(cell)
+        if rate is None:
             return Estimate(memory, None)
-        if self._rate is None:
-            self._rate = flops_a_second()
-        return Estimate(memory, 2 * sizes.n_parameters * n_tokens(cell) / self._rate, True)
+        n_tokens = prompts.n_tokens(cell.options.get("n_pos")) if prompts else 0
+        return Estimate(memory, 2 * sizes.n_parameters * n_tokens / rate, True)
 
+    def _seconds_before(self, cell: Cell) -> float | None:
+        """The median time of the newest results of the same probe and model."""
+        name = self._inputs.model(cell.model, cell.options.get("revision")).name
+        kind = (cell.probe, "demo" if cell.model == "demo" else name)
+        if kind not in self._past:
+            records = [
+                self._store.shelf.read(key, deep=False) for key in self._entries.get(kind, ())
+            ]
+            times = [r.document["provenance"].get("seconds") for r in records if r is not None]
+            known = [float(time) for time in times if isinstance(time, int | float)]
+            self._past[kind] = statistics.median(known) if known else None
+        return self._past[kind]
 
-def _shown_name(cell: Cell) -> str:
-    """The model's name as results have it: a folder's own name."""
-    folder = Path(resolve_model(cell.model))
-    return folder.resolve().name if cell.model != "demo" and folder.is_dir() else cell.model
+    def _rate(self, cell: Cell) -> float | None:
+        """Of the cell's device; None for one that only other machines have."""
+        from workbench.models.checkpoint import pick_device
+
+        wanted = cell.options.get("device", "auto")
+        if wanted not in self._rates:
+            try:
+                self._rates[wanted] = flops_a_second(pick_device(wanted))
+            except ConfigError:
+                self._rates[wanted] = None
+        return self._rates[wanted]
 
 
 def refuse_what_cannot_fit(
-    cells: Sequence[Cell], estimates: Sequence[Estimate], n_workers: int, free_bytes: int
+    cells: Sequence[Cell], estimates: Sequence[Estimate], room: Room
 ) -> None:
     """Refuse a sweep before it starts when a cell, or as many as run at once, cannot fit.
 
     Args:
         cells: What is to be computed.
         estimates: Of each.
-        n_workers: How many run at once on one machine.
-        free_bytes: Memory that can be had there.
+        room: Where they run.
 
     Raises:
         ConfigError: Says which cell and by how much.
@@ -184,6 +200,7 @@ def refuse_what_cannot_fit(
     if not needs:
         return
     most, cell = max(needs, key=lambda pair: pair[0])
+    free_bytes = room.free_bytes
     if most > free_bytes:
         too_large = sum(need > free_bytes for need, _ in needs)
         raise ConfigError(
@@ -191,11 +208,14 @@ def refuse_what_cannot_fit(
             f"needs about {_giga(most)} and {_giga(free_bytes)} are free; lower n_pos or batch_size, "
             "use a smaller dtype, or spread the model over devices with device_map"
         )
-    at_once = min(n_workers, len(cells))
+    n_workers = min(room.n_workers, len(cells))
+    at_once = math.ceil(n_workers / room.n_places)
     if at_once * most > free_bytes:
+        where = "" if room.n_places == 1 else f" of each of {room.n_places} GPUs"
         raise ConfigError(
             f"{at_once} workers must fit in memory at once; each may need {_giga(most)} and "
-            f"{_giga(free_bytes)} are free; give --workers {max(1, free_bytes // most)}"
+            f"{_giga(free_bytes)}{where} are free; give --workers "
+            f"{free_bytes // most * room.n_places}"
         )
 
 
@@ -203,19 +223,23 @@ def _giga(size_bytes: int) -> str:
     return f"{size_bytes / 1e9:.1f} GB"
 
 
-def free_bytes(cells: Sequence[Cell]) -> int:
-    """Memory a worker can have: the smallest GPU's where cells run on GPUs, else the machine's."""
+def room_here(cells: Sequence[Cell], n_workers: int) -> Room:
+    """What this machine has for cells: its GPUs' memory where they run on GPUs, else its own.
+
+    Raises:
+        ConfigError: A cell's device is not here.
+    """
+    from workbench.models.checkpoint import pick_device
     from workbench.models.memory import free_memory_bytes
 
-    devices = {str(cell.options.get("device", "auto")) for cell in cells}
+    for device in {cell.options.get("device", "auto") for cell in cells}:
+        pick_device(device)
     spread = any(cell.device_map is not None for cell in cells)
-    if devices == {"cpu"}:
-        return free_memory_bytes()
-    import torch
+    gpus: list[int] = []
+    if {str(cell.options.get("device", "auto")) for cell in cells} != {"cpu"}:
+        import torch
 
-    gpus: list[Any] = [
-        torch.cuda.mem_get_info(index)[0] for index in range(torch.cuda.device_count())
-    ]
+        gpus = [torch.cuda.mem_get_info(index)[0] for index in range(torch.cuda.device_count())]
     if not gpus:
-        return free_memory_bytes()
-    return sum(gpus) if spread else min(gpus)
+        return Room(free_memory_bytes(), n_workers)
+    return Room(sum(gpus), n_workers) if spread else Room(min(gpus), n_workers, len(gpus))

@@ -19,6 +19,7 @@ from typing import Any
 
 from workbench.errors import ConfigError
 from workbench.execute.cell import Cell
+from workbench.execute.estimate import Room, room_here
 from workbench.execute.pool import Pool, Worker
 from workbench.execute.protocol import Emit
 
@@ -32,22 +33,34 @@ class LocalExecutor:
 
     name = "local"
 
-    def __init__(self, n_workers: int | None = None, *, shards: bool = False) -> None:
+    def __init__(
+        self, n_workers: int | None = None, *, n_threads: int | None = None, shards: bool = False
+    ) -> None:
         """Choose how many.
 
         Args:
-            n_workers: None: one a GPU, else one.
+            n_workers: None: one a GPU; without one, as many as ``n_threads`` leaves room for.
+            n_threads: Of each worker; None: its share of the cores.
             shards: Every worker may use every GPU, because models are spread over them.
         """
         check_workers(n_workers)
+        if n_threads is not None and not 1 <= n_threads <= n_cores():
+            raise ConfigError(
+                f"threads must be between 1 and the {n_cores()} cores here; got {n_threads}"
+            )
         gpus = [] if shards else gpu_names()
-        self.n_workers = n_workers or len(gpus) or 1
-        self._gpus = gpus
+        by_threads = n_cores() // n_threads if n_threads and not shards else 1
+        self.n_workers = n_workers or len(gpus) or by_threads
+        self._gpus, self._n_threads = gpus, n_threads
+
+    def room(self, cells: Sequence[Cell]) -> Room:
+        """This machine's memory, or its GPUs'."""
+        return room_here(cells, self.n_workers)
 
     def execute(self, cells: Sequence[Cell], store: Path, emit: Emit) -> None:
         """Run every cell; see ``workbench.execute.protocol.Executor``."""
         n_workers = min(self.n_workers, len(cells))
-        crew = _Processes(store, _environments(self._gpus, n_workers))
+        crew = _Processes(store, _environments(self._gpus, n_workers, self._n_threads))
         Pool(crew, n_workers, emit).run(cells)
 
 
@@ -74,12 +87,14 @@ def n_cores() -> int:
     return os.cpu_count() or 1
 
 
-def _environments(gpus: Sequence[str], n_workers: int) -> list[dict[str, str]]:
+def _environments(
+    gpus: Sequence[str], n_workers: int, n_threads: int | None = None
+) -> list[dict[str, str]]:
     """One a worker: its share of the cores, and its GPU."""
-    threads = str(max(1, n_cores() // n_workers))
+    threads = str(n_threads or max(1, n_cores() // n_workers))
     # Modules are found where we find them; third parties' probes too.
     shared = {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    shared |= {name: os.environ.get(name, threads) for name in THREADS}
+    shared |= {name: threads if n_threads else os.environ.get(name, threads) for name in THREADS}
     if not gpus:
         return [shared] * n_workers
     return [

@@ -11,22 +11,20 @@ checked without loading a model is checked here, before anything runs.
 """
 
 import itertools
-import json
+import re
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from workbench.discovery import find_probe
 from workbench.errors import ConfigError, DataError, UnknownNameError
 from workbench.execute.cell import Cell
+from workbench.execute.inputs import PlanInputs
 from workbench.models.names import resolve_model
 from workbench.provenance import canonical_json, content_key
-from workbench.raw_prompts import raw_hash
+from workbench.registry import Probe
 from workbench.requests import Options
-from workbench.revisions import folder_revision, resolve_hub_revision
 from workbench.settings import make_config
-from workbench.sources import read_source
 
 AXES = {"dtypes": "dtype", "seeds": "seed", "backends": "backend"}
 """Entries in the plural, and the option that a value of theirs is."""
@@ -44,6 +42,8 @@ class Plan:
     cells: tuple[Cell, ...]
     source: dict[str, Any]
     """The plan as it was written."""
+    inputs: PlanInputs = field(default_factory=PlanInputs, compare=False)
+    """The files it rests on, as they were when it was made."""
 
     @property
     def key(self) -> str:
@@ -73,12 +73,13 @@ def make_plan(document: Mapping[str, Any], hashes: Path | None = None) -> Plan:
         raise ConfigError(
             f"a plan must hold texts, numbers, lists and mappings; {error}"
         ) from error
-    maker = _CellMaker(hashes)
+    inputs = PlanInputs(hashes)
+    maker = _CellMaker(inputs)
     cells: dict[str, Cell] = {}
     for asked in _combinations(document):
         cell = maker.make(asked)
         cells.setdefault(cell.key, cell)
-    return Plan(tuple(cells.values()), dict(document))
+    return Plan(tuple(cells.values()), dict(document), inputs)
 
 
 _EXAMPLE = {"models": "models: [demo]", "probes": "probes: {attention-sinks: {}}"}
@@ -103,22 +104,24 @@ class _Asked:
     settings: dict[str, Any]
     data: Any
     options: dict[str, Any]
-    intervention: Any
+    intervention: tuple[dict[str, Any] | None, str]
+    """Content and name."""
     device_map: Any
 
 
 def _combinations(document: Mapping[str, Any]) -> Iterator[_Asked]:
     probes = _probes(document["probes"])
+    place = document.get("device_map")
+    check_device_map(place)
     shared = {option: document[name] for name, option in AXES.items() if name in document}
     shared |= {name: document[name] for name in SINGLE if name in document}
-    interventions = _as_list(document.get("interventions", "none"))
+    interventions = [_intervention(item) for item in _as_list(document.get("interventions"))]
     for model in _as_list(document["models"]):
         for options in _product(shared):
             for item in interventions:
                 for name, settings in probes.items():
                     for data in _data_of(name, document.get("data"), probes):
                         for own in _product(settings):
-                            place = document.get("device_map")
                             yield _Asked(model, name, own, data, options, item, place)
 
 
@@ -146,58 +149,39 @@ def _data_of(probe: str, data: Any, probes: Mapping[str, Any]) -> list[Any]:
 
 
 class _CellMaker:
-    """Checks and keys cells; each file is read once."""
+    """Checks and keys cells."""
 
-    def __init__(self, hashes: Path | None) -> None:
-        self._hashes = hashes
-        self._data: dict[str, str] = {}
-        self._weights: dict[tuple[str, str | None], str | None] = {}
+    def __init__(self, inputs: PlanInputs) -> None:
+        self._inputs = inputs
+        self._defaults = asdict(Options())
 
     def make(self, asked: _Asked) -> Cell:
-        probe, data = asked.probe, asked.data
         if not isinstance(asked.model, str) or not asked.model:
             raise ConfigError(f"a model must be a name or a folder; got {asked.model!r}")
-        name, revision = split_revision(asked.model)
+        name, revision = self._inputs.once(split_revision, asked.model)
+        probe = self._inputs.probe(asked.probe)
         own, options = _options(asked, revision)
-        config = _config(probe, own, data)
-        data = data if find_probe(probe).takes_data else None
-        content, label = _intervention(asked.intervention)
-        numbers = {k: v for k, v in asdict(options).items() if k not in _NOT_NUMBERS}
+        config = _config(probe, own, asked.data)
+        data = asked.data if probe.takes_data else None
+        prompts = self._inputs.prompts(data, options.limit)
+        content, label = asked.intervention
+        given = asdict(options)
         key = content_key(
             {
-                "probe": [probe, find_probe(probe).version],
+                "probe": [probe.name, probe.version],
                 "config": asdict(config),
-                "model": [name, self._revision(name, revision)],
-                "data": self._hash(data, options.limit),
-                "options": numbers,
+                "model": [name, self._inputs.model(name, revision).revision],
+                "data": None if prompts is None else prompts.hash,
+                "options": {k: v for k, v in given.items() if k not in _NOT_NUMBERS},
                 "intervention": content,
             }
         )
-        defaults = asdict(Options())
         kept = {
             name: value
-            for name, value in asdict(options).items()
-            if value != defaults[name] or name in ("seed", "dtype")
+            for name, value in given.items()
+            if value != self._defaults[name] or name in ("seed", "dtype")
         }
-        return Cell(key, probe, name, data, own, kept, content, label, asked.device_map)
-
-    def _hash(self, data: Any, limit: int | None) -> str | None:
-        if data is None:
-            return None
-        asked = json.dumps([data, limit], sort_keys=True)
-        if asked not in self._data:
-            self._data[asked] = raw_hash(read_source(data, limit))
-        return self._data[asked]
-
-    def _revision(self, name: str, revision: str | None) -> str | None:
-        if (name, revision) not in self._weights:
-            folder = Path(resolve_model(name))
-            self._weights[name, revision] = (
-                folder_revision(folder, self._hashes)
-                if folder.is_dir()
-                else resolve_hub_revision(name, revision)
-            )
-        return self._weights[name, revision]
+        return Cell(key, probe.name, name, data, own, kept, content, label, asked.device_map)
 
 
 def split_revision(model: str) -> tuple[str, str | None]:
@@ -206,6 +190,29 @@ def split_revision(model: str) -> tuple[str, str | None]:
     if not name or not revision or Path(resolve_model(model)).exists():
         return model, None
     return name, revision
+
+
+_SPREADS = ("auto", "balanced", "balanced_low_0", "sequential")
+
+
+def check_device_map(device_map: Any) -> None:
+    """Refuse what can be no ``device_map``: not a word of transformers', a device or a mapping.
+
+    Raises:
+        ConfigError: Says what it can be.
+    """
+    places = device_map.values() if isinstance(device_map, Mapping) else [device_map]
+    words = () if isinstance(device_map, Mapping) else (None, *_SPREADS)
+    for place in places:
+        is_number = isinstance(place, int) and not isinstance(place, bool) and place >= 0
+        if place not in words and not is_number and not _DEVICE.fullmatch(str(place)):
+            raise ConfigError(
+                f"device_map must be one of {', '.join(_SPREADS)}, a device, or a mapping of modules "
+                f"to devices (a number, cpu, disk, cuda:N); got {place!r}"
+            )
+
+
+_DEVICE = re.compile(r"(cpu|disk|(cuda|xpu|mps|npu)(:\d+)?)")
 
 
 def _options(asked: _Asked, revision: str | None) -> tuple[dict[str, Any], Options]:
@@ -225,8 +232,8 @@ def _options(asked: _Asked, revision: str | None) -> tuple[dict[str, Any], Optio
     return own, options
 
 
-def _config(name: str, settings: Mapping[str, Any], data: Any) -> Any:
-    probe = find_probe(name)
+def _config(probe: Probe, settings: Mapping[str, Any], data: Any) -> Any:
+    name = probe.name
     if probe.is_toy:
         raise ConfigError(
             f"a sweep runs probes; {name} is a toy task; use: workbench train {name} -o DIR"
@@ -240,29 +247,16 @@ def _config(name: str, settings: Mapping[str, Any], data: Any) -> Any:
 
 def _intervention(item: Any) -> tuple[dict[str, Any] | None, str]:
     """Content and name of an intervention: ``none``, a file, or a mapping in the plan itself."""
-    from workbench.interventions.files import INTERVENTIONS
+    from workbench.interventions.document import read_document
+    from workbench.interventions.files import from_content
 
     if item is None or item == "none":
         return None, "none"
     if isinstance(item, Mapping):
         content, label = dict(item), str(item.get("name"))
     elif isinstance(item, str):
-        content, label = _read_intervention(Path(item)), Path(item).name
+        content, label = read_document(item), Path(item).name
     else:
         raise ConfigError(f"an intervention must be none, a file or a mapping; got {item!r}")
-    if content.get("name") not in INTERVENTIONS:
-        raise UnknownNameError("intervention", str(content.get("name")), INTERVENTIONS)
+    from_content(content)
     return content, label
-
-
-def _read_intervention(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise DataError(f"the intervention file must be readable; {path}: {reason}") from error
-    except ValueError as error:
-        raise DataError(f"the intervention file must be JSON in UTF-8; {path}: {error}") from error
-    if not isinstance(content, dict):
-        raise DataError(f"the intervention file must hold a mapping; {path} does not")
-    return content

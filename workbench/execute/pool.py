@@ -99,7 +99,8 @@ class Pool:
     def _give(self, worker: Worker, cell: Cell) -> None:
         self._busy[worker.name] = worker, cell
         worker.send(cell)
-        self._emit(Started(cell.key, worker.name, worker.host))
+        if worker.name in self._ready:
+            self._emit(Started(cell.key, worker.name, worker.host))
 
     def _hear(self, worker: Worker, message: dict[str, Any]) -> None:
         kind = message.pop("event")
@@ -108,6 +109,9 @@ class Pool:
         if kind == "ready":
             self._stillborn = 0
             self._ready.add(worker.name)
+            # Only now: a worker that waits for a place on a cluster has taken up nothing.
+            _, cell = self._busy[worker.name]
+            self._emit(Started(cell.key, worker.name, worker.host))
         elif kind == "advanced":
             self._emit(Advanced(**message))
         elif kind == "finished":

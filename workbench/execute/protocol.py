@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from workbench.execute.cell import Cell, Outcome
+from workbench.execute.estimate import Room
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,14 @@ class Executor(Protocol):
     name: str
     n_workers: int
     """Cells at once, at most."""
+
+    def room(self, cells: Sequence[Cell]) -> Room | None:
+        """What workers have for cells; None where that cannot be told from here.
+
+        Raises:
+            ConfigError: There is nothing at all, as a device that is not there.
+        """
+        ...
 
     def execute(self, cells: Sequence[Cell], store: Path, emit: Emit) -> None:
         """Run every cell; each ends with one ``Outcome``.

@@ -7,6 +7,7 @@ as JSON text; when a node dies, its cells are tried once more elsewhere.
 import json
 import os
 import socket
+import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,10 +15,14 @@ from typing import Any
 
 from workbench.errors import ConfigError
 from workbench.execute.cell import Cell, LoadedModel, run_cell, store_at
+from workbench.execute.estimate import Room
 from workbench.execute.local import check_workers
 from workbench.execute.pool import Pool, Worker
 from workbench.execute.protocol import Emit
 from workbench.store.strict_json import to_json
+
+ASK_SECONDS = 1.0
+"""How often actors are asked how far their cells are, at most; less often when there are many."""
 
 
 class RayExecutor:
@@ -41,6 +46,19 @@ class RayExecutor:
         nodes = sum(node["Alive"] for node in self._ray.nodes())
         self.n_workers = n_workers or gpus or nodes
         self._resources = {"num_cpus": 1, "num_gpus": 1 if gpus else 0}
+        if self._ray.cluster_resources().get("CPU", 0) < 1:
+            raise ConfigError(
+                "the ray executor needs a cluster with a core for each worker; this one has none; "
+                "start its nodes with --num-cpus 1 or more"
+            )
+
+    def room(self, cells: Sequence[Cell]) -> Room | None:
+        """The nodes' memory, as Ray counts it; of GPUs it knows none."""
+        nodes = [node for node in self._ray.nodes() if node["Alive"]]
+        memory = [int(node["Resources"].get("memory", 0)) for node in nodes]
+        if self._resources["num_gpus"] or not any(memory):
+            return None
+        return Room(max(memory), self.n_workers, len(nodes))
 
     def execute(self, cells: Sequence[Cell], store: Path, emit: Emit) -> None:
         """Run every cell; see ``workbench.execute.protocol.Executor``."""
@@ -68,27 +86,49 @@ def _connect(address: str) -> Any:
 
 
 class _Holder:
-    """The actor: runs cells, and holds the model of the last one."""
+    """The actor: runs cells, and holds the model of the last one.
+
+    Ray runs two of its methods at once, so that it tells where it is while a cell runs.
+    """
 
     def __init__(self, store: str, folder: str) -> None:
         os.chdir(folder)  # relative paths mean what they mean where the sweep was started
         self._store, self._loaded = store_at(store), LoadedModel()
+        self._place: tuple[str, int, int] | None = None
+
+    def hello(self) -> str:
+        """Say where it is."""
+        return f"{socket.gethostname()} process {os.getpid()}"
 
     def run(self, cell: str) -> str:
         """Run one cell, JSON to JSON."""
-        outcome = run_cell(Cell(**json.loads(cell)), self._store, self._loaded)
+        from workbench.run import Reporter
+
+        asked = Cell(**json.loads(cell))
+
+        def note(done: int, total: int) -> None:
+            self._place = asked.key, done, total
+
+        outcome = run_cell(asked, self._store, self._loaded, Reporter(note))
         return to_json({"event": "finished", **asdict(outcome)})
+
+    def where(self) -> tuple[str, int, int] | None:
+        """(cell, done, total) of the last cell that said so."""
+        return self._place
 
 
 class _Actor:
     """One actor as the pool sees it."""
 
     def __init__(self, handle: Any, number: int) -> None:
-        self.handle, self.name, self.host = handle, f"actor-{number}", socket.gethostname()
-        self.answer: Any = None
+        self.handle, self.name, self.host = handle, f"actor-{number}", ""
+        self.cell = ""
+        self.waits: dict[str, Any] = {"hello": handle.hello.remote()}
+        """What was asked and is not answered yet, by method."""
 
     def send(self, cell: Cell) -> None:
-        self.answer = self.handle.run.remote(to_json(cell.document()))
+        self.cell = cell.key
+        self.waits["run"] = self.handle.run.remote(to_json(cell.document()))
 
 
 class _Actors:
@@ -97,10 +137,15 @@ class _Actors:
     def __init__(self, ray: Any, store: Path, resources: dict[str, int]) -> None:
         self._ray, self._store = ray, store
         self._class = ray.remote(_Holder).options(
-            max_restarts=0, max_task_retries=0, scheduling_strategy="SPREAD", **resources
+            max_restarts=0,
+            max_task_retries=0,
+            max_concurrency=2,
+            scheduling_strategy="SPREAD",
+            **resources,
         )
         self._actors: list[_Actor] = []
         self._hired = 0
+        self._asked = time.monotonic()
 
     def hire(self) -> Worker:
         self._hired += 1
@@ -110,25 +155,45 @@ class _Actors:
         return actor
 
     def news(self, timeout: float) -> list[tuple[Worker, dict[str, Any]]]:
-        waiting = {actor.answer: actor for actor in self._actors if actor.answer is not None}
+        self._ask_where()
+        waiting = {
+            answer: (actor, method)
+            for actor in self._actors
+            for method, answer in actor.waits.items()
+        }
         if not waiting:
             return []
         ready, _ = self._ray.wait(list(waiting), timeout=timeout)
         found: list[tuple[Worker, dict[str, Any]]] = []
         for answer in ready:
-            actor = waiting[answer]
-            actor.answer = None
-            found += [(actor, message) for message in self._read(actor, answer)]
+            actor, method = waiting[answer]
+            if actor in self._actors:  # else it died, as another answer has told
+                found += [(actor, message) for message in self._read(actor, method)]
         return found
 
-    def _read(self, actor: _Actor, answer: Any) -> list[dict[str, Any]]:
+    def _ask_where(self) -> None:
+        if time.monotonic() - self._asked < ASK_SECONDS * max(1, len(self._actors) / 100):
+            return
+        self._asked = time.monotonic()
+        for actor in self._actors:
+            if "run" in actor.waits and "hello" not in actor.waits:
+                actor.waits.setdefault("where", actor.handle.where.remote())
+
+    def _read(self, actor: _Actor, method: str) -> list[dict[str, Any]]:
         try:
-            message = json.loads(self._ray.get(answer))
+            answer = self._ray.get(actor.waits.pop(method))
         except self._ray.exceptions.RayError as error:
             self._actors.remove(actor)
             why = " ".join(str(error).split())[:200]
             return [{"event": "died", "why": f"{type(error).__name__}: {why}"}]
-        return [{"event": "ready"}, message]
+        if method == "run":
+            return [json.loads(answer)]
+        if method == "hello":
+            actor.host = answer
+            return [{"event": "ready"}]
+        if answer is None or answer[0] != actor.cell:
+            return []
+        return [dict(zip(("event", "cell", "done", "total"), ("advanced", *answer), strict=True))]
 
     def dismiss(self, worker: Worker) -> None:
         assert isinstance(worker, _Actor)

@@ -36,6 +36,9 @@ class RemoteExecutor:
         except CapabilityError as error:
             raise ConfigError(f"{error}; for models on this machine: --executor local") from error
 
+    def room(self, cells: Sequence[Cell]) -> None:
+        """Not known: the models are elsewhere."""
+
     def execute(self, cells: Sequence[Cell], store: Path, emit: Emit) -> None:
         """Run every cell; see ``workbench.execute.protocol.Executor``."""
         from workbench.run import Reporter

@@ -23,12 +23,13 @@ class Schedule:
         self._model_of: dict[str, str] = {cell.key: cell.load_key for cell in cells}
         self._holders: dict[str, str] = {}
         self._tries: dict[str, int] = {}
-        self._seconds: dict[str, list[float]] = {}
+        self._n_waiting = len(cells)
+        self._seconds: dict[str, tuple[int, float]] = {}  # cells that ended, and their sum
         self._load_seconds: dict[str, float] = {}
 
     def __len__(self) -> int:
         """Cells that wait."""
-        return sum(map(len, self._waiting.values()))
+        return self._n_waiting
 
     def take(self, worker: str) -> Cell | None:
         """A cell for a free worker; None when it would only load what another holds."""
@@ -37,6 +38,7 @@ class Schedule:
             return None
         self._holders[worker] = model
         cell = self._waiting[model].popleft()
+        self._n_waiting -= 1
         self._tries[cell.key] = self._tries.get(cell.key, 0) + 1
         return cell
 
@@ -49,6 +51,7 @@ class Schedule:
         if self._tries.get(cell.key, 0) >= TRIES:
             return False
         self._waiting[cell.load_key].appendleft(cell)
+        self._n_waiting += 1
         return True
 
     def note(self, outcome: Outcome) -> None:
@@ -56,7 +59,8 @@ class Schedule:
         model = self._model_of[outcome.cell]
         if outcome.status != "computed":
             return
-        self._seconds.setdefault(model, []).append(outcome.seconds - outcome.load_seconds)
+        count, total = self._seconds.get(model, (0, 0.0))
+        self._seconds[model] = count + 1, total + outcome.seconds - outcome.load_seconds
         if outcome.load_seconds:
             self._load_seconds[model] = outcome.load_seconds
 
@@ -72,11 +76,11 @@ class Schedule:
 
     def _is_worth_loading(self, model: str) -> bool:
         """Whether a further worker that loads the model would end sooner than without it."""
-        seconds = self._seconds.get(model)
-        if not seconds or model not in self._load_seconds:
+        count, total = self._seconds.get(model, (0, 0.0))
+        if not count or model not in self._load_seconds:
             return True  # nothing is known yet: rather work than wait
         holders = list(self._holders.values()).count(model) or 1
-        left = sum(seconds) / len(seconds) * len(self._waiting[model]) / holders
+        left = total / count * len(self._waiting[model]) / holders
         return left > self._load_seconds[model]
 
     def hold(self, worker: str, cell: Cell) -> None:

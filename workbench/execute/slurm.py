@@ -19,12 +19,16 @@ from typing import Any
 
 from workbench.errors import ConfigError
 from workbench.execute.cell import Cell, LoadedModel, Outcome, run_cell, store_at
+from workbench.execute.estimate import Room
 from workbench.execute.local import check_workers
 from workbench.execute.protocol import Advanced, Emit, Lost, Started
 from workbench.execute.schedule import TRIES
+from workbench.execute.worker import progress_of
 from workbench.store.strict_json import to_json
 
 LOOK_SECONDS = 0.5
+TELL_SECONDS = 2.0
+"""Progress inside a cell is told no more often: the journal may lie on a file server."""
 _GENERAL = ("name", "timeout_min", "mem_gb", "nodes", "cpus_per_task", "gpus_per_node")
 """Parameters that submitit has for every cluster; others are Slurm's own."""
 
@@ -62,6 +66,16 @@ class SlurmExecutor:
         self._submitit = submitit
         self.n_workers = n_workers or 0
         self._parameters, self._cluster = dict(parameters or {}), cluster
+
+    def room(self, cells: Sequence[Cell]) -> Room | None:
+        """A job's memory where ``mem_gb`` says it and no GPU is asked for; else not known."""
+        given = self._parameters
+        if "mem_gb" not in given or any("gpu" in name or name == "gres" for name in given):
+            return None
+        try:
+            return Room(int(float(given["mem_gb"]) * 2**30))
+        except ValueError as error:
+            raise ConfigError(f"mem_gb must be a number; got {given['mem_gb']!r}") from error
 
     def execute(self, cells: Sequence[Cell], store: Path, emit: Emit) -> None:
         """Run every cell; see ``workbench.execute.protocol.Executor``."""
@@ -119,6 +133,8 @@ class SweepJob:
         """Run every cell; those that the store holds are skipped."""
         from submitit.core.utils import UncompletedJobError
 
+        from workbench.run import Reporter
+
         os.chdir(self.folder)
         store, loaded = store_at(self.store), LoadedModel()
         worker = f"{os.environ.get('SLURM_JOB_ID', os.getpid())}"
@@ -126,7 +142,8 @@ class SweepJob:
             cell = Cell(**json.loads(text))
             start = {"cell": cell.key, "worker": worker, "host": socket.gethostname()}
             self._tell({"event": "started", **start})
-            outcome = run_cell(cell, store, loaded, let_through=UncompletedJobError)
+            reporter = Reporter(progress_of(cell.key, self._tell, TELL_SECONDS))
+            outcome = run_cell(cell, store, loaded, reporter, let_through=UncompletedJobError)
             self._tell({"event": "finished", **asdict(outcome)})
         return len(self.cells)
 

@@ -9,13 +9,13 @@
 import os
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workbench.execute.cell import Cell, Outcome, request_for
+from workbench.execute.cell import Cell, Outcome
 from workbench.execute.plan import Plan
 from workbench.execute.protocol import Advanced, Emit, Event, Executor, Lost, Started
 from workbench.processes import birth_of
@@ -38,7 +38,7 @@ def cached_results(plan: Plan, store: "Store") -> dict[str, str]:
     """Key of the result by key of the cell, for those that the store answers."""
     found = {}
     for cell in plan.cells:
-        request = request_for(cell, store)
+        request = plan.inputs.request(cell)
         key = store.find_request(request) if request else None
         if key is not None:
             found[cell.key] = key
@@ -123,7 +123,12 @@ class Summary:
 
 
 def run_plan(
-    plan: Plan, store: "Store", executor: Executor, watch: Emit = lambda event: None
+    plan: Plan,
+    store: "Store",
+    executor: Executor,
+    watch: Emit = lambda event: None,
+    *,
+    cached: Mapping[str, str] | None = None,
 ) -> Summary:
     """Run what the store does not hold; failed cells are kept on a list, and tried again next time.
 
@@ -132,6 +137,7 @@ def run_plan(
         store: Where results are found and kept.
         executor: What runs the cells.
         watch: Told every event, the cells that were in the store first.
+        cached: What ``cached_results`` found a moment ago; None: ask the store now.
 
     Raises:
         StoreError: The store cannot be written.
@@ -139,7 +145,7 @@ def run_plan(
     """
     start = time.monotonic()
     book = _Book(plan, store, watch)
-    for cell, key in cached_results(plan, store).items():
+    for cell, key in (cached_results(plan, store) if cached is None else cached).items():
         book.take(Outcome(cell, "cached", key))
     todo = [cell for cell in plan.cells if cell.key not in book.outcomes]
     try:
@@ -163,6 +169,7 @@ class _Book:
         document = {
             "key": plan.key,
             "plan": plan.source,
+            "resolved": plan.inputs.document(),
             "cells": [cell.document() for cell in plan.cells],
         }
         with explained("write", self.folder):

@@ -5,6 +5,7 @@
 It ends when stdin does, also when its parent was killed: an orphan goes on with nothing.
 """
 
+import contextlib
 import json
 import os
 import queue
@@ -14,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 from types import FrameType
 from typing import Any, TextIO
 
@@ -24,6 +26,7 @@ REPORT_SECONDS = 0.2
 def main() -> None:
     """Run cells until there are no more."""
     signal.signal(signal.SIGTERM, _terminate)
+    _volunteer()
     # What a probe or a library prints must not get between the messages.
     channel = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
     os.dup2(2, 1)
@@ -47,18 +50,26 @@ def main() -> None:
         os._exit(0)
 
 
-def progress_of(key: str, say: Callable[[dict[str, Any]], None]) -> Callable[[int, int], None]:
-    """A callback for progress that tells at most every ``REPORT_SECONDS``."""
-    last = -REPORT_SECONDS
+def progress_of(
+    key: str, say: Callable[[dict[str, Any]], None], seconds: float = REPORT_SECONDS
+) -> Callable[[int, int], None]:
+    """A callback for progress that tells at most once in so many seconds."""
+    last = -seconds
 
     def progress(done: int, total: int) -> None:
         nonlocal last
         now = time.monotonic()
-        if now - last >= REPORT_SECONDS:
+        if now - last >= seconds:
             last = now
             say({"event": "advanced", "cell": key, "done": done, "total": total})
 
     return progress
+
+
+def _volunteer() -> None:
+    """When memory runs out, Linux is to end a worker, which costs a cell, and not the sweep."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("500")
 
 
 def _terminate(signum: int, frame: FrameType | None) -> None:

@@ -6,6 +6,7 @@ is added to the residual stream (a norm, in families that normalise after the su
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from workbench.errors import CapabilityError
 from workbench.models.base import ModelSpec
+from workbench.models.offload import at_hand
 from workbench.models.state_space import read_state_space
 
 QKV = tuple[
@@ -255,9 +257,13 @@ def w_o_heads(module: nn.Module, n_heads: int) -> Float[Tensor, "head d_head d_m
 
 def check_finite(model: nn.Module) -> str | None:
     """Name of the first parameter that holds NaN or infinity, or None."""
-    for name, parameter in model.named_parameters():
-        if parameter.device.type != "meta" and not bool(torch.isfinite(parameter).all()):
-            return name
+    for place, module in model.named_modules():
+        # A block is looked at part by part: it may be larger than the memory that is left.
+        with at_hand(module) if next(module.children(), None) is None else nullcontext():
+            for name, parameter in module.named_parameters(place, recurse=False):
+                is_there = parameter.device.type != "meta"
+                if is_there and not bool(torch.isfinite(parameter).all()):
+                    return name
     return None
 
 
@@ -269,27 +275,44 @@ def read_weight(
     Raises:
         CapabilityError: The architecture has no such weight, or the table does not know where.
     """
-    return _weight(model, family, spec, name, layer).detach().float().cpu()
+    home = _home_of_weight(model, family, spec, name, layer)
+    with at_hand(home):
+        return _weight(home, family, spec, name, layer).detach().float().cpu()
 
 
-def _weight(model: Any, family: Family, spec: ModelSpec, name: str, layer: int | None) -> Tensor:
+def _home_of_weight(
+    model: Any, family: Family, spec: ModelSpec, name: str, layer: int | None
+) -> Any:
+    """The module that holds a weight: an embedding, or a block."""
     if name == "W_E":
-        return model.get_input_embeddings().weight
+        return model.get_input_embeddings()
     if name == "W_U":
-        return model.get_output_embeddings().weight.T
+        return model.get_output_embeddings()
     if name == "W_pos" and family.position_table:
-        table: Any = model.get_submodule(family.position_table)
-        return table.weight[family.position_offset :]
+        return model.get_submodule(family.position_table)
     if layer is not None and 0 <= layer < spec.n_layers:
-        block = model.get_submodule(family.blocks)[layer]
-        if name in ("W_Q", "W_K", "W_V") and family.read_qkv:
-            return family.read_qkv(block, spec)[("W_Q", "W_K", "W_V").index(name)]
-        if name == "W_O" and family.w_o:
-            return w_o_heads(block.get_submodule(family.w_o), spec.n_heads)
-        if hasattr(block, "mixer"):
-            found = read_state_space(block.mixer, name)
-            if found is not None:
-                return found
-    raise CapabilityError(
+        return model.get_submodule(family.blocks)[layer]
+    raise _no_weight(spec, name, layer)
+
+
+def _no_weight(spec: ModelSpec, name: str, layer: int | None) -> CapabilityError:
+    return CapabilityError(
         f"{spec.family} has no weight {name} at layer {layer}; see workbench.models.base.WEIGHTS"
     )
+
+
+def _weight(home: Any, family: Family, spec: ModelSpec, name: str, layer: int | None) -> Tensor:
+    if name == "W_E":
+        return home.weight
+    if name == "W_U":
+        return home.weight.T
+    if name == "W_pos":
+        return home.weight[family.position_offset :]
+    if name in ("W_Q", "W_K", "W_V") and family.read_qkv:
+        return family.read_qkv(home, spec)[("W_Q", "W_K", "W_V").index(name)]
+    if name == "W_O" and family.w_o:
+        return w_o_heads(home.get_submodule(family.w_o), spec.n_heads)
+    found = read_state_space(home.mixer, name) if hasattr(home, "mixer") else None
+    if found is None:
+        raise _no_weight(spec, name, layer)
+    return found

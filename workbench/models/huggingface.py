@@ -42,6 +42,7 @@ from workbench.models.families import Family, family_of, read_weight
 from workbench.models.generating import following_beams, uncompiled
 from workbench.models.inputs import Inputs, prepare_inputs
 from workbench.models.memory import tell_pattern_memory
+from workbench.models.offload import running_device
 from workbench.models.prefix import Prefix, check_prefix, make_prefix, with_prefix
 from workbench.models.reading import reductions
 from workbench.models.sublayers import final_norm, mlp_of_embedding
@@ -237,8 +238,7 @@ class HuggingFaceModel:
 
     @property
     def _device(self) -> torch.device:
-        device: torch.device = self.model.get_input_embeddings().weight.device
-        return device
+        return running_device(self.model.get_input_embeddings())
 
     def _arguments(self, inputs: Inputs) -> dict[str, Any]:
         arguments: dict[str, Any] = {

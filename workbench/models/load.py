@@ -50,6 +50,8 @@ def load(
             raise ModelError(
                 f"a toy model has a backend of its own; got {backend}; leave the backend out"
             )
+        if device_map is not None:
+            raise ModelError("a toy model lives on one device; leave device_map out")
         return load_toy(place, revision, dtype=dtype, device=device)
     source = Source(
         place,

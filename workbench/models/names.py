@@ -14,3 +14,10 @@ def resolve_model(name: str) -> str:
     if name == "demo":
         return str(demo_folder())
     return name.removeprefix("toy:")
+
+
+def looks_local(name: str) -> bool:
+    """Whether a name means a folder: a path, ``demo`` or ``toy:DIR``, or a folder that exists."""
+    if name == "demo" or name.startswith("toy:"):
+        return True
+    return Path(name).is_absolute() or name.startswith((".", "~")) or Path(name).exists()

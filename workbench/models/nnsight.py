@@ -26,6 +26,7 @@ from workbench.models.families import LLAMA, read_weight
 from workbench.models.inputs import Inputs, prepare_inputs
 from workbench.models.memory import tell_pattern_memory
 from workbench.models.nnsight_stops import Places, Stop
+from workbench.models.offload import running_device
 from workbench.models.outside import layout_of, spec_of
 from workbench.models.pattern_edits import PatternChange
 from workbench.models.reading import keeper, reductions
@@ -228,7 +229,7 @@ class NNsightModel:
         return sorted(stops.values(), key=lambda stop: stop.rank)
 
     def _trace(self, inputs: Inputs, stops: Sequence[Stop]) -> Tensor:
-        device = self.model.get_input_embeddings().weight.device
+        device = running_device(self.model.get_input_embeddings())
         arguments: dict[str, Any] = {"input_ids": inputs.tokens.to(device), "use_cache": False}
         if inputs.attention_mask is not None:
             arguments["attention_mask"] = inputs.attention_mask.to(device)

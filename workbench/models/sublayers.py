@@ -12,6 +12,7 @@ from torch import Tensor
 from workbench.errors import CapabilityError
 from workbench.models.base import ModelSpec
 from workbench.models.families import Family
+from workbench.models.offload import at_hand
 
 
 @runtime_checkable
@@ -50,7 +51,7 @@ def mlp_of_embedding(
     ln_path, mlp_path = _paths(family, spec)
     assert family is not None  # _paths has refused
     block: Any = model.get_submodule(family.blocks)[layer]
-    with torch.no_grad():
+    with torch.no_grad(), at_hand(block):
         x = x.to(next(block.parameters()))
         if norm and ln_path:
             x = block.get_submodule(ln_path)(x[None])[0]
@@ -85,5 +86,5 @@ def final_norm(
             "another architecture"
         )
     norm: Any = model.get_submodule(family.ln_final)
-    with torch.no_grad():
+    with torch.no_grad(), at_hand(norm):
         return norm(resid.to(next(norm.parameters(), resid))).float().cpu()
