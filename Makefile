@@ -2,7 +2,8 @@
 #
 #   make demo    run the probes on the embedded model, write demo/report.html
 #   make test    the test suite            make lint    formatting, style, types
-#   make bench   measure speed and memory  make clean   remove what was made here
+#   make bench   measure speed and memory  make docs    the documentation site, into site/
+#   make clean   remove what was made here
 #
 # PYTHON=/path/to/python chooses the interpreter (3.11 or newer).
 
@@ -12,10 +13,10 @@ STAMP := $(VENV)/.installed
 TORCH := $(shell grep '^torch==' constraints.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench picture clean
+.PHONY: help demo test lint bench docs picture clean
 
 help:
-	@sed -n '3,5s/^# *//p' Makefile
+	@sed -n '3,6s/^# *//p' Makefile
 
 # The newest Python we know to work; a plain python3 if it is new enough.
 PYTHON ?= $(shell for name in python3.13 python3.12 python3.11 python3 python; do \
@@ -45,8 +46,18 @@ lint: $(STAMP)
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 
+# Every benchmark writes its numbers into benchmarks/out; those replace the kept ones, and the
+# page and its pictures (which need Chromium) are drawn from them.
+BENCHES = $(filter-out %/render.py,$(shell grep -l __main__ benchmarks/*.py))
+
 bench: $(STAMP)
-	@for file in benchmarks/*.py; do $(BIN)/python $$file || exit 1; done
+	@for file in $(BENCHES); do echo $$file; $(BIN)/python $$file || exit 1; done
+	@cp benchmarks/out/*.json benchmarks/results/
+	@$(BIN)/python benchmarks/render.py --figures
+
+# Links that lead nowhere and pages that nothing leads to are errors.
+docs: $(STAMP)
+	@$(BIN)/mkdocs build --quiet --strict
 
 # The picture at the top of the README; needs Chromium.
 picture: $(STAMP)
@@ -55,4 +66,4 @@ picture: $(STAMP)
 		--cache off -o docs/images/sinks.svg
 
 clean:
-	rm -rf $(VENV) demo build .pytest_cache .ruff_cache .mypy_cache .hypothesis .coverage
+	rm -rf $(VENV) demo build site .pytest_cache .ruff_cache .mypy_cache .hypothesis .coverage

@@ -12,17 +12,16 @@ Methods run in processes of their own and are asked in turn; both must find the 
 """
 
 import argparse
-import json
 import multiprocessing
 import statistics
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-OUT = Path(__file__).parent / "out" / "ablation.json"
+from record import OUT, Row, spread, write_record
+
 SHAPES: dict[str, dict[str, int]] = {
     "gpt2-small": {"n_layer": 12, "n_head": 12, "n_embd": 768, "vocab_size": 50257},
     "gpt2-small, 2048 tokens": {"n_layer": 12, "n_head": 12, "n_embd": 768, "vocab_size": 2048},
@@ -205,6 +204,24 @@ def limit(shape: dict[str, int]) -> float:
     return (n_layers * block + unembed) / ((n_layers - 1) / 2 * block + mlp + unembed)
 
 
+def row_of(name: str, row: dict[str, Any], arguments: argparse.Namespace, best: float) -> Row:
+    """One method as a row; the limit is on the ratio, so it stands without a unit."""
+    milliseconds = [1000 * seconds for seconds in row["seconds"]]
+    return Row(
+        name=f"{arguments.shape}, {arguments.prompts} x {arguments.n_pos} tokens",
+        peer=name,
+        shape=", ".join(f"{key} {size}" for key, size in SHAPES[arguments.shape].items()),
+        threads=arguments.threads,
+        unit="ms a head",
+        **spread(milliseconds),
+        ratio=row["seconds_speed"],
+        ratio_least=row["seconds_range"][0],
+        ratio_most=row["seconds_range"][1],
+        cpu_ratio=row["cpu_speed"],
+        note="" if name.startswith("naive") else f"limit by multiplications: {best:.2f}",
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--shape", choices=list(SHAPES), default="gpt2-small")
@@ -215,22 +232,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--methods", nargs="+", default=list(METHODS))
-    parser.add_argument("-o", "--output", type=Path, default=OUT)
+    parser.add_argument("-o", "--output", type=Path, default=OUT / "ablation.json")
     arguments = parser.parse_args()
     rows = measure(arguments)
     summarise(rows)
-    settings = {name: value for name, value in vars(arguments).items() if name != "output"}
-    report = json.loads(arguments.output.read_text()) if arguments.output.is_file() else []
     best = limit(SHAPES[arguments.shape])
-    report.append(
-        {
-            **settings,
-            "shape": SHAPES[arguments.shape],
-            "limit_of_multiplications": best,
-            "versions": {name: version(name) for name in ("torch", "transformers")},
-            "methods": rows,
-        }
-    )
     print(f"{arguments.shape}, {arguments.prompts} x {arguments.n_pos} tokens, limit x{best:.2f}")
     for name, row in rows.items():
         low, high = row["seconds_range"]
@@ -240,8 +246,18 @@ def main() -> None:
             f"(largest change {row['largest_change']:.2g})",
             flush=True,
         )
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps(report, indent=1))
+    options = (
+        f"--shape '{arguments.shape}' --prompts {arguments.prompts} --rounds {arguments.rounds}"
+    )
+    write_record(
+        "ablation",
+        [row_of(name, row, arguments, best) for name, row in rows.items()],
+        command=f"python benchmarks/ablation.py {options}",
+        ratio_means="how many times faster a head is than in the first naive loop, by wall time",
+        better="higher",
+        conditions=f"{arguments.rounds} interleaved rounds; all found the same losses",
+        path=arguments.output,
+    )
 
 
 if __name__ == "__main__":

@@ -10,17 +10,17 @@ peak resident set during its first run, beyond what it had with the model loaded
 """
 
 import argparse
-import json
 import multiprocessing
 import statistics
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-OUT = Path(__file__).parent / "out" / "capture.json"
+from record import OUT, Row, ratios, spread, versions_of, write_record
+
+PACKAGES = ("torch", "transformers", "transformer-lens", "nnsight", "interp-engine")
 SHAPE = {"n_layer": 12, "n_head": 12, "n_embd": 768, "n_positions": 4096, "vocab_size": 50257}
 
 
@@ -96,16 +96,44 @@ def nnsight_trace() -> Callable[[Any], Any]:
     return run
 
 
+def interp_engine_capture() -> Callable[[Any], Any]:
+    """Its eager backend; the package is no dependency of ours (pip install --no-deps interp-engine)."""
+    from interp_engine.capture import capture
+    from interp_engine.model import EagerModel
+
+    # A tokenizer is asked for and not used: ids go in.
+    given: Any = {"hf_model": build("eager"), "tokenizer": object(), "device": "cpu"}
+    model = EagerModel("gpt2", attn_implementation="eager", **given)
+    names = ("attn_probs", "value", "resid_post")
+    points = [f"{name}.{layer}" for layer in range(SHAPE["n_layer"]) for name in names]
+    return lambda tokens: capture(model, tokens, ["resid_pre.0", *points])
+
+
 METHODS: dict[str, Callable[[], Callable[[Any], Any]]] = {
     "plain SDPA forward": lambda: plain("sdpa"),
     "plain SDPA forward, no unembedding": without_head,
     "workbench: sinks + value norms + residual norms": lambda: workbench_capture(with_logits=False),
-    "the same, unembedding included": lambda: workbench_capture(with_logits=True),
+    "workbench, unembedding included": lambda: workbench_capture(with_logits=True),
     "eager, output_attentions": lambda: plain("eager"),
     "TransformerBridge, patterns only": lambda: bridge(patterns_only=True),
     "TransformerBridge, full cache": lambda: bridge(patterns_only=False),
     "nnsight, attention + residual": nnsight_trace,
+    "interp-engine (eager), attention + values + residual": interp_engine_capture,
 }
+
+
+WITHOUT_HEAD = {
+    "plain SDPA forward, no unembedding",
+    "workbench: sinks + value norms + residual norms",
+}
+"""These do less work than the others and are compared with each other."""
+PEERS = {
+    "TransformerBridge, patterns only": "transformer-lens",
+    "TransformerBridge, full cache": "transformer-lens",
+    "nnsight, attention + residual": "nnsight",
+    "interp-engine (eager), attention + values + residual": "interp-engine",
+}
+"""Which package a method is; the others are transformers' own model."""
 
 
 def memory_mb(field: str) -> float:
@@ -144,6 +172,8 @@ def serve(name: str, n_pos: int, threads: int, pipe: Connection) -> None:
                 taken = time.perf_counter() - start, time.process_time() - cpu
                 del kept
                 pipe.send({"seconds": taken[0], "cpu": taken[1]})
+    except ModuleNotFoundError as error:
+        pipe.send({"error": f"{error.name} is not installed"})
     except Exception as error:  # a peer that fails is a row of the table
         pipe.send({"error": f"{type(error).__name__}: {error}"[:200]})
 
@@ -175,19 +205,41 @@ def measure(n_pos: int, rounds: int, threads: int, names: list[str]) -> dict[str
     return rows
 
 
-def summarise(rows: dict[str, Any], reference: str) -> None:
-    """Add medians and the ratio to the reference, round by round."""
-    base, base_cpu = rows[reference]["seconds"], rows[reference]["cpu"]
-    for row in rows.values():
-        if "error" in row:
+def rows_of(n_pos: int, found: dict[str, Any], threads: int, reference: str) -> list[Row]:
+    """The methods at one length against the reference, round by round."""
+    base = found[reference]
+    plain = {
+        name: found.get(f"plain SDPA forward{name}", base) for name in ("", ", no unembedding")
+    }
+    versions, rows = versions_of(*PACKAGES), []
+    for peer, each in found.items():
+        about = {
+            "name": f"T = {n_pos}" + (", no unembedding" if peer in WITHOUT_HEAD else ""),
+            "peer": peer,
+            "version": versions[PEERS.get(peer, "transformers")],
+            "shape": "GPT-2 small, batch 1",
+            "threads": threads,
+        }
+        if "error" in each:
+            rows.append(Row(**about, note=f"not measured: {each['error']}"))
             continue
-        ratios = [a / b for a, b in zip(row["seconds"], base, strict=True)]
-        row["median_s"] = statistics.median(row["seconds"])
-        row["ratio"] = statistics.median(ratios)
-        pairs = zip(row["cpu"], base_cpu, strict=True)
-        row["cpu_ratio"] = statistics.median(a / b for a, b in pairs)
-        row["ratio_min"], row["ratio_max"] = min(ratios), max(ratios)
-        row["memory_ratio"] = row["extra_mb"] / rows[reference]["extra_mb"]
+        ratio = ratios(each["seconds"], base["seconds"])
+        cpu_ratio = ratios(each["cpu"], base["cpu"])["ratio"]
+        least_work = plain[", no unembedding" if peer in WITHOUT_HEAD else ""]
+        limit = statistics.median(least_work["seconds"])
+        rows.append(
+            Row(
+                **about,
+                unit="s",
+                **spread(each["seconds"]),
+                **ratio,
+                cpu_ratio=cpu_ratio,
+                peak_memory=each["extra_mb"],
+                limit=limit,
+                distance=statistics.median(each["seconds"]) / limit,
+            )
+        )
+    return rows
 
 
 def main() -> None:
@@ -196,33 +248,31 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--methods", nargs="+", default=list(METHODS))
-    parser.add_argument("-o", "--output", type=Path, default=OUT)
+    parser.add_argument("-o", "--output", type=Path, default=OUT / "capture.json")
     arguments = parser.parse_args()
-    packages = ("torch", "transformers", "transformer-lens", "nnsight")
-    report: dict[str, Any] = {
-        "shape": SHAPE,
-        "threads": arguments.threads,
-        "rounds": arguments.rounds,
-        "versions": {name: version(name) for name in packages},
-        "lengths": {},
-    }
+    rows: list[Row] = []
     for n_pos in arguments.lengths:
-        rows = measure(n_pos, arguments.rounds, arguments.threads, arguments.methods)
-        summarise(rows, arguments.methods[0])
-        report["lengths"][n_pos] = rows
+        found = measure(n_pos, arguments.rounds, arguments.threads, arguments.methods)
+        rows += rows_of(n_pos, found, arguments.threads, arguments.methods[0])
         print(f"\nT = {n_pos}")
-        for name, row in rows.items():
-            if "error" in row:
-                print(f"  {name:50s} failed: {row['error']}")
+        for row in rows[-len(found) :]:
+            if row.median is None:
+                print(f"  {row.peer:50s} {row.note}")
                 continue
-            spread = f"{row['ratio_min']:.2f}-{row['ratio_max']:.2f}"
             print(
-                f"  {name:50s} {row['median_s']:7.2f} s  x{row['ratio']:.2f} ({spread}), CPU x{row['cpu_ratio']:.2f}  "
-                f"+{row['extra_mb']:.0f} MB (x{row['memory_ratio']:.2f})",
+                f"  {row.peer:50s} {row.median:7.2f} s  x{row.ratio:.2f} ({row.ratio_least:.2f}-"
+                f"{row.ratio_most:.2f}), CPU x{row.cpu_ratio:.2f}  +{row.peak_memory:.0f} MB",
                 flush=True,
             )
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps(report, indent=1))
+    write_record(
+        "capture",
+        rows,
+        command="python benchmarks/capture.py --lengths " + " ".join(map(str, arguments.lengths)),
+        ratio_means="wall time over that of a plain SDPA forward of the same length",
+        conditions=f"{arguments.rounds} interleaved rounds, a process a method",
+        packages=PACKAGES,
+        path=arguments.output,
+    )
 
 
 if __name__ == "__main__":

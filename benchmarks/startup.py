@@ -6,7 +6,6 @@ Every command is started anew, in turn (interleaved rounds); medians and spread 
 """
 
 import argparse
-import json
 import statistics
 import subprocess
 import sys
@@ -14,7 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
-OUT = Path(__file__).parent / "out" / "startup.json"
+from record import OUT, Row, ratios, spread, write_record
 
 
 def commands(folder: Path) -> dict[str, list[str]]:
@@ -27,8 +26,8 @@ def commands(folder: Path) -> dict[str, list[str]]:
         "import torch, transformers' GPT-2": [*python, "from transformers import GPT2LMHeadModel"],
         "workbench --help": [*workbench, "--help"],
         "workbench results list": [*workbench, "results", "list", "--store", str(folder)],
-        "run, cached": run,
-        "run, computed": [*run, "--cache", "off"],
+        "workbench run, cached": run,
+        "workbench run, computed": [*run, "--cache", "off"],
     }
 
 
@@ -43,7 +42,7 @@ def main() -> None:
     """Measure, print and write the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("-o", "--output", type=Path, default=OUT)
+    parser.add_argument("-o", "--output", type=Path, default=OUT / "startup.json")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         each = commands(Path(folder))
@@ -53,15 +52,28 @@ def main() -> None:
         for _ in range(arguments.rounds):
             for name, command in each.items():
                 times[name].append(seconds(command))
-    base = statistics.median(times["import torch"])
+    base = times["import torch"]
     for name, found in times.items():
-        median = statistics.median(found)
         print(
-            f"{name:36s} {median:6.2f} s ({min(found):.2f}-{max(found):.2f})  x{median / base:.2f} of import torch"
+            f"{name:36s} {statistics.median(found):6.2f} s ({min(found):.2f}-{max(found):.2f})"
+            f"  x{ratios(found, base)['ratio']:.2f} of import torch"
         )
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(
-        json.dumps({"rounds": arguments.rounds, "seconds": times}, indent=1)
+    write_record(
+        "startup",
+        [
+            Row(
+                name=name,
+                peer="workbench" if "workbench" in name else "python",
+                unit="s",
+                **spread(found),
+                **ratios(found, base),
+            )
+            for name, found in times.items()
+        ],
+        command=f"python benchmarks/startup.py --rounds {arguments.rounds}",
+        ratio_means="wall time over that of `import torch`",
+        conditions=f"{arguments.rounds} rounds, every command in a process of its own",
+        path=arguments.output,
     )
 
 

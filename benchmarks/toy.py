@@ -9,7 +9,6 @@ its ratios, and the ratio of wall time beside them.
 """
 
 import argparse
-import json
 import statistics
 import sys
 import time
@@ -23,6 +22,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from record import OUT, Row, write_record
 from reference import bigram_backcopy_loop, scan_snap_loop
 
 from toy_tasks.bigram_backcopy import BigramBackcopyConfig, make_loss
@@ -41,9 +41,9 @@ from toy_tasks.scan_snap_data import (
 from toy_tasks.scan_snap_dynamics import Ascent, ascent, first_weights, forward, mean_loss
 from toy_tasks.training import batch_generator, train
 
-OUT = Path(__file__).parent / "out" / "toy.json"
 Work = Callable[[], object]
 RATIOS = ("ratio", "ratio_min", "ratio_max", "wall_ratio")
+ENDS = (("", ""), ("_least", "_min"), ("_most", "_max"))
 
 
 def seconds(work: Work) -> tuple[float, float]:
@@ -274,28 +274,48 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--only", help="cases whose name has this in it")
-    parser.add_argument("-o", "--output", type=Path, default=OUT)
+    parser.add_argument("-o", "--output", type=Path, default=OUT / "toy.json")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    report: dict[str, Any] = {"torch": torch.__version__, **vars(arguments)}
-    report["output"] = arguments.output.name
+    rows: list[Row] = []
     for case, bench in CASES.items():
         if arguments.only and arguments.only not in case:
             continue
         print(case)
-        report[case] = bench(arguments.rounds)
-        for name, row in report[case].items():
-            spread = (
-                f"[{row['ratio_min']:.1f}, {row['ratio_max']:.1f}], wall x{row['wall_ratio']:.1f}"
-            )
-            rates = (
-                f"{row['ours_per_s']:.4g}/s and {row['theirs_per_s']:.4g}/s"
-                if ("ours_per_s" in row)
-                else f"{row['ours_s']:.2f} s and {row['theirs_s']:.2f} s"
-            )
-            print(f"  {name:40s} x{row['ratio']:.1f} {spread}  ({rates})", flush=True)
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps(report, indent=1))
+        for name, found in bench(arguments.rounds).items():
+            rows += rows_of(f"{case}: {name}", found, arguments.threads)
+            ours = rows[-2]
+            spread = f"[{ours.ratio_least:.1f}, {ours.ratio_most:.1f}]"
+            print(f"  {name:40s} x{ours.ratio:.1f} {spread}, {ours.note}", flush=True)
+    write_record(
+        "toy",
+        rows,
+        command=f"python benchmarks/toy.py --rounds {arguments.rounds}",
+        ratio_means="how many times faster than the plain loop, by CPU time",
+        better="higher",
+        conditions=f"{arguments.rounds} rounds in turn, in one process",
+        packages=("torch", "numpy"),
+        path=arguments.output,
+    )
+
+
+def rows_of(name: str, found: dict[str, Any], threads: int) -> list[Row]:
+    """Ours and the loop's row of one race."""
+    sides = []
+    for side, peer in (("ours", "workbench"), ("theirs", "plain loop")):
+        rate = found.get(f"{side}_per_s")
+        sides.append(
+            {
+                "name": name,
+                "peer": peer,
+                "threads": threads,
+                "median": found[f"{side}_s"] if rate is None else rate,
+                "unit": "s" if rate is None else "/ s",
+            }
+        )
+    ratio = {f"ratio{end}": found[f"ratio{old}"] for end, old in ENDS}
+    ours = Row(**sides[0], **ratio, note=f"by wall time {found['wall_ratio']:.1f}")
+    return [ours, Row(**sides[1], ratio=1.0)]
 
 
 if __name__ == "__main__":

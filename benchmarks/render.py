@@ -1,0 +1,176 @@
+"""``docs/benchmarks.md`` from the hand-written sections in ``page/`` and the numbers in ``results/``.
+
+A section holds ``<!-- table: NAME -->`` where the table of ``results/NAME.json`` belongs, and
+``<!-- figure: NAME -->`` where its picture does. Numbers that no section asks for get a section of
+their own at the end, so that nothing measured is left out.
+
+    python benchmarks/render.py              # the page
+    python benchmarks/render.py --figures    # the pictures as well; needs Chromium
+"""
+
+import argparse
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from record import RESULTS, Row, read_record
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "benchmarks.md"
+SECTIONS = Path(__file__).parent / "page"
+IMAGES = ROOT / "docs" / "images"
+TIE = 1.10
+"""Ratios closer than this are a tie on the machines these numbers come from."""
+
+PLACE = re.compile(r"^<!-- (table|figure): ([\w-]+) -->$", re.MULTILINE)
+
+
+def render_page() -> str:
+    """The whole page."""
+    records = {path.stem: read_record(path) for path in sorted(RESULTS.glob("*.json"))}
+    text = "\n".join(path.read_text(encoding="utf-8") for path in sorted(SECTIONS.glob("*.md")))
+    placed = {name for kind, name in PLACE.findall(text) if kind == "table"}
+    missing = placed - set(records)
+    if missing:
+        raise SystemExit(
+            f"a section asks for results/{sorted(missing)[0]}.json, which is not there"
+        )
+    for name in sorted(set(records) - placed):
+        text += f"\n## {name}\n\n<!-- table: {name} -->\n"
+
+    def fill(found: re.Match[str]) -> str:
+        kind, name = found.groups()
+        return table(records[name]) if kind == "table" else f"![{name}](images/{picture(name)})"
+
+    head = "<!-- Made by benchmarks/render.py from benchmarks/page and benchmarks/results. -->\n"
+    return head + PLACE.sub(fill, text)
+
+
+def picture(name: str) -> str:
+    """File name of a benchmark's figure."""
+    return f"benchmark_{name}.svg"
+
+
+# Tables
+
+
+def table(record: dict[str, Any]) -> str:
+    """The rows of one record, under a line of conditions."""
+    rows: list[Row] = record["rows"]
+    columns = {title: [show(row) for row in rows] for title, show in COLUMNS.items()}
+    columns["note"] = [note(row, rows, record["better"]) for row in rows]
+    columns = {title: cells for title, cells in columns.items() if any(cells)}
+    for title in ("shape", "threads"):
+        if len(set(columns.get(title, []))) == 1:
+            del columns[title]  # the line of conditions has it
+    lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
+    lines += ["| " + " | ".join(cells) + " |" for cells in zip(*columns.values(), strict=True)]
+    return caption(record) + "\n\n" + "\n".join(lines)
+
+
+def caption(record: dict[str, Any]) -> str:
+    """What holds for every row: what is compared, when, where, with which versions."""
+    rows: list[Row] = record["rows"]
+    versions = ", ".join(f"{name} {number}" for name, number in record["versions"].items())
+    same = [
+        f"{value}{unit}"
+        for values, unit in (
+            ({row.shape for row in rows}, ""),
+            ({row.threads for row in rows}, " threads"),
+        )
+        if len(values) == 1 and (value := next(iter(values))) is not None
+    ]
+    parts = [f"Ratio: {record['ratio_means']}"]
+    if any(row.ratio is not None or row.cpu_ratio is not None for row in rows):
+        parts[0] += f"; {record['better']} is better"
+    parts += [". ".join([", ".join(same)] if same else []), record["conditions"]]
+    parts += [f"{record['machine']}; {versions}; {record['date']}", f"`{record['command']}`"]
+    return ". ".join(part[0].upper() + part[1:] for part in parts if part) + "."
+
+
+def number(value: float | None) -> str:
+    """Three digits, with thousands set apart."""
+    if value is None:
+        return ""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def interval(middle: float | None, least: float | None, most: float | None) -> str:
+    """A median with its spread; either may not have been measured."""
+    ends = [number(end) or "?" for end in (least, most)]
+    if least is None and most is None:
+        return number(middle)
+    return f"{number(middle)} [{ends[0]}, {ends[1]}]".strip()
+
+
+def peer(row: Row) -> str:
+    """Who, with its version; ours stands out."""
+    name = f"{row.peer} {row.version}" if row.version else row.peer
+    return f"**{name}**" if row.is_ours else name
+
+
+def limit(row: Row) -> str:
+    """The limit and how far the row is from it."""
+    far = "" if row.distance is None else f" (x{number(row.distance)})"
+    return number(row.limit) + far
+
+
+COLUMNS: dict[str, Callable[[Row], str]] = {
+    "what": lambda row: row.name,
+    "who": peer,
+    "shape": lambda row: row.shape or "",
+    "threads": lambda row: number(row.threads),
+    "median [least, most]": lambda row: (
+        f"{interval(row.median, row.least, row.most)} {row.unit or ''}".strip()
+    ),
+    "ratio": lambda row: interval(row.ratio, row.ratio_least, row.ratio_most),
+    "CPU time": lambda row: number(row.cpu_ratio),
+    "extra memory, MB": lambda row: number(row.peak_memory),
+    "limit (distance)": limit,
+}
+
+
+def note(row: Row, rows: Sequence[Row], better: str) -> str:
+    """The row's note; a row of ours that another beats begins with the name of that one."""
+    winner = beaten_by(row, rows, better)
+    if winner is None:
+        return row.note
+    return f"**behind {winner.peer}**: {row.note}"
+
+
+def beaten_by(row: Row, rows: Sequence[Row], better: str) -> Row | None:
+    """Whoever does the same piece of work better than this row of ours, by more than a tie."""
+    if not row.is_ours:
+        return None
+    best = None
+    for other in rows:
+        if other.is_ours or other.name != row.name or other.shape != row.shape:
+            continue
+        for kind in ("ratio", "cpu_ratio"):
+            mine, its = getattr(row, kind), getattr(other, kind)
+            if mine is None or its is None:
+                continue
+            worse = mine / its if better == "lower" else its / mine
+            if worse > TIE and (best is None or worse > best[0]):
+                best = worse, other
+            break
+    return best[1] if best else None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--figures", action="store_true", help="draw the pictures as well")
+    arguments = parser.parse_args()
+    PAGE.write_text(render_page(), encoding="utf-8")
+    if arguments.figures:
+        from figures import draw_all
+
+        draw_all()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,144 @@
+"""The page of benchmarks says what the kept numbers say, and no row of ours hides that it lost."""
+
+import importlib.util
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "benchmarks"
+RESULTS = sorted((FOLDER / "results").glob("*.json"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def siblings():
+    """Benchmarks are scripts: they import the files beside them."""
+    before, known = list(sys.path), set(sys.modules)
+    sys.path.insert(0, str(FOLDER))
+    yield
+    sys.path[:] = before
+    for name in set(sys.modules) - known:
+        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(FOLDER)):
+            del sys.modules[name]
+
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def record(siblings):
+    return load("record")
+
+
+@pytest.fixture(scope="module")
+def render(record):
+    return load("render")
+
+
+def test_the_page_is_what_the_kept_numbers_render_to(render):
+    assert render.PAGE.read_text("utf-8") == render.render_page(), "run benchmarks/render.py"
+
+
+@pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
+def test_kept_numbers_have_the_one_form(path, record):
+    kept = record.read_record(path)
+    assert set(kept) == {
+        "benchmark",
+        "command",
+        "conditions",
+        "ratio_means",
+        "better",
+        "machine",
+        "versions",
+        "date",
+        "rows",
+    }
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d", kept["date"])
+    assert kept["rows"], "a benchmark without rows measured nothing"
+    for row in kept["rows"]:
+        ends = (row.least, row.median, row.most)
+        known = [end for end in ends if end is not None]
+        assert known == sorted(known), row
+        assert row.median is None or row.unit, row
+        measured = [row.median, row.least, row.ratio, row.ratio_least, row.cpu_ratio]
+        assert any(value is not None for value in measured) or row.note, row
+
+
+@pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
+def test_where_we_lose_the_row_says_why(path, record, render):
+    kept = record.read_record(path)
+    for row in kept["rows"]:
+        winner = render.beaten_by(row, kept["rows"], kept["better"])
+        assert winner is None or len(row.note) > 20, f"{row.name}: {winner.peer} is ahead; say why"
+
+
+def test_a_row_that_loses_is_marked(record, render):
+    ours = record.Row(name="a", peer="workbench", ratio=1.5, note="because")
+    theirs = record.Row(name="a", peer="other", ratio=1.2)
+    elsewhere = record.Row(name="b", peer="other", ratio=0.1)
+    assert render.note(ours, [ours, theirs, elsewhere], "lower") == "**behind other**: because"
+    assert render.note(ours, [ours, theirs, elsewhere], "higher") == "because"
+    tie = record.Row(name="a", peer="other", ratio=1.4)
+    assert render.note(ours, [ours, tie], "lower") == "because"
+
+
+def test_the_slower_cpu_time_counts_where_there_is_no_ratio(record, render):
+    ours = record.Row(name="a", peer="workbench", cpu_ratio=1.0)
+    theirs = record.Row(name="a", peer="other", cpu_ratio=2.0)
+    assert render.beaten_by(ours, [ours, theirs], "higher") is theirs
+    assert render.beaten_by(ours, [ours, theirs], "lower") is None
+
+
+def test_what_is_written_is_read_again(tmp_path, record):
+    rows = [
+        record.Row(name="a", peer="workbench", **record.spread([3.0, 1.0, 2.0]), unit="s"),
+        record.Row(
+            name="a", peer="b", **record.ratios([2.0, 9.0], [1.0, 3.0]), points=((1.0, 2.0),)
+        ),
+    ]
+    path = record.write_record("x", rows, command="c", ratio_means="r", path=tmp_path / "x.json")
+    again = record.read_record(path)
+    assert again["rows"] == [
+        record.Row(name="a", peer="workbench", median=2.0, least=1.0, most=3.0, unit="s"),
+        record.Row(
+            name="a", peer="b", ratio=2.5, ratio_least=2.0, ratio_most=3.0, points=((1.0, 2.0),)
+        ),
+    ]
+    assert again["versions"]["torch"] != "not installed"
+
+
+def test_an_entry_that_no_row_has_is_refused(tmp_path, record):
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps({"rows": [{"name": "a", "peer": "b", "medain": 1}]}))
+    with pytest.raises(TypeError, match="medain"):
+        record.read_record(path)
+
+
+def test_exponents_are_those_of_a_power_law():
+    scaling = load("scaling")
+    exponent, residual = scaling.slope([(x, 3 * x**1.5) for x in (1.0, 2.0, 4.0, 16.0)])
+    assert exponent == pytest.approx(1.5)
+    assert residual == pytest.approx(0.0, abs=1e-12)
+    _, residual = scaling.slope([(1.0, 1.0), (2.0, 3.0), (4.0, 4.0)])
+    # What a line leaves of three points at equal distances is (d, -2d, d).
+    import math
+
+    d = (2 * math.log(3) - math.log(4)) / 6
+    assert residual == pytest.approx(math.sqrt(6 * d * d / 3))
+
+
+def test_pictures_are_of_the_kept_numbers(record, render):
+    pytest.importorskip("plotly")
+    figures = load("figures")
+    assert figures.asked_for(), "a page of ratios has pictures"
+    for name in figures.asked_for():
+        drawn = (render.IMAGES / render.picture(name)).read_text("utf-8")
+        assert figures.digest(name) in drawn, "run benchmarks/render.py --figures"
