@@ -214,14 +214,14 @@ def test_files_are_read_once_however_many_cells_there_are(two_models, tmp_path, 
     for module, name in (
         (inputs, "read_source"),
         (inputs, "model_files"),
-        (plan, "_read_intervention"),
+        (plan, "read_document"),
     ):
         real = getattr(module, name)
         monkeypatch.setattr(module, name, lambda *a, f=real, n=name: read.append(n) or f(*a))
     made = sinks(two_models, seeds=list(range(20)), interventions=["none", str(edit)])
     requests = {made.inputs.request(cell) for cell in made.cells}
     assert len(requests) == len(made.cells) == 80
-    assert sorted(read) == ["_read_intervention", "model_files", "model_files", "read_source"]
+    assert sorted(read) == ["model_files", "model_files", "read_document", "read_source"]
 
 
 def test_what_a_plan_was_resolved_to_can_be_told(two_models):

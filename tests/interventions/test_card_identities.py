@@ -117,7 +117,7 @@ def test_the_derivatives_of_weight_and_entropy_are_the_card_s():
 
 
 def test_gamma_at_its_ends_is_the_first_value_or_a_hidden_key():
-    query, key, value, scores, pattern, z = attention()
+    query, key, value, scores, _pattern, z = attention()
     most = through_output(ZeroTuning(1e30), query, key, value, scores, z)
     close(most, value[:, :, :1].transpose(1, 2).expand_as(z))
     least = through_output(ZeroTuning(1e-30), query, key, value, scores, z)
@@ -128,7 +128,7 @@ def test_gamma_at_its_ends_is_the_first_value_or_a_hidden_key():
 
 
 def test_a_head_without_the_sink_stays_and_a_drained_value_is_a_gain():
-    query, key, value, scores, pattern, z = attention()
+    query, key, value, scores, pattern, _z = attention()
     away = scores.clone()
     away[:, :, 1:, 0] = -200.0  # no weight on the first key
     key = key.clone()

@@ -20,6 +20,7 @@ from typing import Any
 from workbench.errors import ConfigError, DataError, UnknownNameError
 from workbench.execute.cell import Cell
 from workbench.execute.inputs import PlanInputs
+from workbench.interventions.document import read_document
 from workbench.models.names import resolve_model
 from workbench.provenance import canonical_json, content_key
 from workbench.registry import Probe
@@ -247,7 +248,6 @@ def _config(probe: Probe, settings: Mapping[str, Any], data: Any) -> Any:
 
 def _intervention(item: Any) -> tuple[dict[str, Any] | None, str]:
     """Content and name of an intervention: ``none``, a file, or a mapping in the plan itself."""
-    from workbench.interventions.document import read_document
     from workbench.interventions.files import from_content
 
     if item is None or item == "none":
