@@ -1,16 +1,18 @@
 """Tokens per second under an edit of all heads, against stock ``generate`` and others' ways to the same edit.
 
-One model of random weights, float32, greedy. Every method runs in a process of its own and is asked in
-turn, round by round. A hook on the unembedding notes the time of every forward pass: the first is the
-prompt's, the others are decoded tokens. Methods that make the same edit must agree in their first logits
-and in every token before anything is reported.
+One model of random weights, float32, greedy. The methods are asked in turn, round by round, in one
+process; for peak memory each runs once more in a process of its own. A hook on the unembedding notes the
+time of every forward pass: the first is the prompt's, the others are decoded tokens. Methods that make
+the same edit must agree in their first logits and in every token before anything is reported.
 
-    python benchmarks/generate.py --case short --rounds 5 --threads 1
+    python benchmarks/generate.py --case short --rounds 5 --threads 1 --memory
     python benchmarks/generate.py --case long --rounds 3
     python benchmarks/generate.py --case long-batch --rounds 2 --methods stock "zerotuning score" ...
 """
 
 import argparse
+import copy
+import functools
 import json
 import multiprocessing
 import platform
@@ -42,14 +44,22 @@ TOLERANCE = 1e-3
 
 
 def build(case: dict[str, Any], attention: str) -> Any:
+    """The case's model with one kind of attention; all share their weights."""
+    base = base_model(**case["model"])
+    twin = copy.deepcopy(base, {id(parameter): parameter for parameter in base.parameters()})
+    twin.set_attn_implementation(attention)
+    return twin
+
+
+@functools.cache
+def base_model(n_layer: int, vocab_size: int) -> Any:
+    """GPT-2-small's width, random weights."""
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
     torch.manual_seed(0)
-    config = GPT2Config(
-        **case["model"], n_positions=2048, initializer_range=0.05, bos_token_id=0, eos_token_id=0
-    )
-    config._attn_implementation = attention
+    sizes = {"n_layer": n_layer, "vocab_size": vocab_size, "n_positions": 2048}
+    config = GPT2Config(**sizes, initializer_range=0.05, bos_token_id=0, eos_token_id=0)
     return GPT2LMHeadModel(config).eval()
 
 
@@ -162,70 +172,88 @@ SAME_EDIT = ("zerotuning score", "eager, edited pattern", "TransformerBridge", "
 PEERS = {"TransformerBridge": "transformer-lens", "nnsight": "nnsight"}
 
 
-def serve(name: str, case: dict[str, Any], threads: int, pipe: Connection) -> None:
-    """Run one method whenever asked; answer with wall and CPU seconds of prompt and decoding."""
+class Method:
+    """One method, built and warm; every ask gives wall and CPU seconds of prompt and decoding."""
+
+    def __init__(self, name: str, case: dict[str, Any]) -> None:
+        import torch
+
+        self.case, self.name = case, name
+        unembedding, self.run = METHODS[name](case)
+        self.stamps: list[tuple[float, float]] = []
+        self.first: list[Any] = []
+        unembedding.register_forward_hook(self.note)
+        generator = torch.Generator().manual_seed(1)
+        size = (case["batch"], case["n_pos"])
+        self.tokens = torch.randint(1, case["model"]["vocab_size"], size, generator=generator)
+        self.run(self.tokens[:, :8], 2)  # what is made once is made here
+
+    def note(self, module: Any, args: Any, logits: Any) -> None:
+        """Note the time of a forward pass, and the first one's last logits."""
+        self.stamps.append(now())
+        if not self.first:
+            self.first.append(logits[:, -1].clone())
+
+    def ask(self) -> dict[str, Any]:
+        """Generate once."""
+        self.stamps.clear()
+        self.first.clear()
+        start = now()
+        found = self.run(self.tokens, self.case["n_new"])
+        end, n_steps = now(), len(self.stamps) - 1
+        assert n_steps == self.case["n_new"] - 1, (self.name, n_steps)
+        answer: dict[str, Any] = {"tokens": found.tolist(), "first": self.first[0].tolist()}
+        for index, kind in enumerate(("wall", "cpu")):
+            answer[f"whole_{kind}"] = end[index] - start[index]
+            decoding = self.stamps[-1][index] - self.stamps[0][index]
+            answer[f"decode_{kind}"] = decoding / n_steps
+        return answer
+
+
+def now() -> tuple[float, float]:
+    """Wall and CPU seconds."""
+    return time.perf_counter(), time.process_time()
+
+
+def measure(arguments: argparse.Namespace, case: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """Interleaved rounds over all methods, in one process."""
+    import torch
+
+    torch.set_num_threads(arguments.threads)
+    with torch.no_grad():
+        methods = {name: Method(name, case) for name in arguments.methods}
+        print("built", flush=True)
+        rounds: dict[str, list[dict[str, Any]]] = {name: [] for name in methods}
+        for number in range(arguments.rounds):
+            # Every other round backwards: what comes after what must not matter.
+            for name in list(methods)[:: 1 if number % 2 == 0 else -1]:
+                rounds[name].append(methods[name].ask())
+            print(f"round {number + 1} of {arguments.rounds}", flush=True)
+    return rounds
+
+
+def peak_of(name: str, case: dict[str, Any], threads: int, pipe: Connection) -> None:
+    """Run one method once and send the largest resident set of this process, in MiB."""
     import torch
 
     torch.set_num_threads(threads)
     with torch.no_grad():
-        unembedding, run = METHODS[name](case)
-        stamps: list[tuple[float, float]] = []
-        first: list[Any] = []
-
-        def note(module: Any, args: Any, logits: Any) -> None:
-            stamps.append((time.perf_counter(), time.process_time()))
-            if not first:
-                first.append(logits[:, -1].clone())
-
-        unembedding.register_forward_hook(note)
-        generator = torch.Generator().manual_seed(1)
-        size = (case["batch"], case["n_pos"])
-        tokens = torch.randint(1, case["model"]["vocab_size"], size, generator=generator)
-        run(tokens, 2)  # what is made once is made here
-        pipe.send("ready")
-        while pipe.recv() == "run":
-            stamps.clear()
-            first.clear()
-            start = time.perf_counter(), time.process_time()
-            found = run(tokens, case["n_new"])
-            end = time.perf_counter(), time.process_time()
-            n_steps = len(stamps) - 1
-            assert n_steps == case["n_new"] - 1, (name, n_steps)
-            pipe.send(
-                {
-                    **{f"whole_{k}": end[i] - start[i] for i, k in enumerate(("wall", "cpu"))},
-                    **{
-                        f"decode_{k}": (stamps[-1][i] - stamps[0][i]) / n_steps
-                        for i, k in enumerate(("wall", "cpu"))
-                    },
-                    "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-                    "tokens": found.tolist(),
-                    "first": first[0].tolist(),
-                }
-            )
+        Method(name, case).ask()
+    pipe.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 
-def measure(arguments: argparse.Namespace, case: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    """Interleaved rounds over all methods."""
+def peaks(arguments: argparse.Namespace, case: dict[str, Any]) -> dict[str, float]:
+    """Peak memory of every method, each in a process of its own."""
     context = multiprocessing.get_context("spawn")
-    workers, rounds = {}, {}
+    found = {}
     for name in arguments.methods:
         ours, theirs = context.Pipe()
-        process = context.Process(
-            target=serve, args=(name, case, arguments.threads, theirs), daemon=True
-        )
+        task = (name, case, arguments.threads, theirs)
+        process = context.Process(target=peak_of, args=task, daemon=True)
         process.start()
-        ours.recv()
-        workers[name], rounds[name] = (process, ours), []
-    for number in range(arguments.rounds):
-        for name, (_, pipe) in workers.items():
-            pipe.send("run")
-            rounds[name].append(pipe.recv())
-        print(f"round {number + 1} of {arguments.rounds}", flush=True)
-    for process, pipe in workers.values():
-        pipe.send("stop")
+        found[name] = ours.recv()
         process.join()
-    return rounds
+    return found
 
 
 def agree(rounds: dict[str, list[dict[str, Any]]]) -> None:
@@ -250,7 +278,11 @@ def agree(rounds: dict[str, list[dict[str, Any]]]) -> None:
 
 
 def rows_of(
-    rounds: dict[str, list[dict[str, Any]]], case: dict[str, Any], shape: str, threads: int
+    rounds: dict[str, list[dict[str, Any]]],
+    case: dict[str, Any],
+    shape: str,
+    threads: int,
+    memory: dict[str, float],
 ) -> list[dict[str, Any]]:
     """Tokens per second of the whole and of decoding alone, and their ratios to stock, round by round."""
     rows = []
@@ -280,7 +312,7 @@ def rows_of(
                     "ratio": statistics.median(ratios["cpu"]),
                     "ratio_range": [min(ratios["cpu"]), max(ratios["cpu"])],
                     "ratio_wall": statistics.median(ratios["wall"]),
-                    "peak_memory": max(each["peak"] for each in found),
+                    "peak_memory": memory.get(name),
                     "note": "ratio: CPU time of stock over this; peak_memory: MiB of the whole process",
                 }
             )
@@ -293,6 +325,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
+    parser.add_argument("--memory", action="store_true", help="peak memory too, one process each")
     parser.add_argument("-o", "--output", type=Path, default=OUT)
     arguments = parser.parse_args()
     if "stock" not in arguments.methods:
@@ -301,7 +334,8 @@ def main() -> None:
     shape = f"{case['model']['n_layer']} layers, T={case['n_pos']}, batch {case['batch']}, {case['n_new']} new"
     rounds = measure(arguments, case)
     agree(rounds)
-    rows = rows_of(rounds, case, shape, arguments.threads)
+    memory = peaks(arguments, case) if arguments.memory else {}
+    rows = rows_of(rounds, case, shape, arguments.threads, memory)
     report = {
         "benchmark": "generate",
         "machine": platform.processor() or platform.machine(),
@@ -318,8 +352,8 @@ def main() -> None:
         low, high = row["ratio_range"]
         print(
             f"  {row['name']:32s} {row['median']:8.1f} tokens/s [{row['least']:.1f}, {row['most']:.1f}], "
-            f"x{row['ratio']:.3f} of stock in CPU time [{low:.3f}, {high:.3f}], x{row['ratio_wall']:.3f} wall, "
-            f"{row['peak_memory']:.0f} MiB",
+            f"x{row['ratio']:.3f} of stock in CPU time [{low:.3f}, {high:.3f}], x{row['ratio_wall']:.3f} wall"
+            + (f", {row['peak_memory']:.0f} MiB" if row["peak_memory"] else ""),
             flush=True,
         )
 

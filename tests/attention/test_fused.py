@@ -39,7 +39,9 @@ def test_output_and_log_sum_are_those_of_the_scores(kind, kv_heads):
     output, log_sum = fused_attention(inputs)
     _, wanted, logs = reference(inputs)
     empty = ~inputs.visible().any(-1).expand_as(logs)
-    torch.testing.assert_close(output.double(), wanted, rtol=0, atol=2e-6)
+    # What a row of padding holds is nobody's: an additive mask makes it the mean of all values.
+    real = ~empty.transpose(1, 2)
+    torch.testing.assert_close(output.double()[real], wanted[real], rtol=0, atol=2e-6)
     torch.testing.assert_close(log_sum.double()[~empty], logs[~empty], rtol=0, atol=2e-6)
     assert bool((log_sum[empty] == torch.inf).all())
 

@@ -77,14 +77,12 @@ def flex_first_key(
     first = torch.zeros(batch, dtype=torch.long) if first_key is None else first_key
     first, bias = first.to(device), log_gamma.to(device)
 
-    def biased(score: Tensor, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        return score + torch.where(k == first[b], bias[h], 0.0)
-
     output: Tensor = _kernel(device.type)(
         inputs.query,
         inputs.key,
         inputs.value,
-        score_mod=biased,
+        # Not a function with annotations: torch counts arguments, and a checked function hides them.
+        score_mod=lambda score, b, h, _q, k: score + torch.where(k == first[b], bias[h], 0.0),
         block_mask=_block_mask(inputs),
         scale=inputs.scaling,
         enable_gqa=inputs.n_groups > 1,
@@ -108,9 +106,13 @@ def _block_mask(inputs: AttentionInputs) -> Any:
     visible = inputs.visible()
     n_prompts, n_heads, n_q, n_k = visible.shape
 
-    def sees(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        return visible[b % n_prompts, h % n_heads, q, k]
-
     batch = inputs.query.shape[0] if n_prompts > 1 else None
     heads = inputs.query.shape[1] if n_heads > 1 else None
-    return create_block_mask(sees, batch, heads, n_q, n_k, device=inputs.query.device.type)
+    return create_block_mask(
+        lambda b, h, q, k: visible[b % n_prompts, h % n_heads, q, k],
+        batch,
+        heads,
+        n_q,
+        n_k,
+        device=inputs.query.device.type,
+    )
