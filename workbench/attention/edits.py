@@ -172,8 +172,9 @@ class AttentionEdit:
     """An exact change of one layer's attention, in both forms."""
 
     layer: int
-    output: Callable[[AttentionCall, Tensor], Tensor] | None
-    """(call, z [batch q_pos head d_value]) -> z; None: there is no output form, tiles are changed."""
+    output: Callable[[AttentionCall, Tensor], Tensor | None] | None
+    """(call, z [batch q_pos head d_value]) -> z; None: there is no output form, tiles are changed. It
+    may return None where it would not be accurate on this call; then tiles are changed too."""
     pattern: Callable[[Tensor, Tensor], Tensor] | None
     """(pattern [batch head q_pos k_pos], first key of each prompt [batch]) -> pattern."""
     begin: "Callable[[TiledCall], Callable[[PatternBlock], Tensor]] | None" = None
@@ -182,12 +183,25 @@ class AttentionEdit:
     ``pattern`` where that is None."""
     reorder: Callable[[Int[Tensor, " batch"]], None] | None = None
     """Takes what the edit remembers of earlier rows along when beam search puts other rows in their
-    place; None: it remembers nothing, or cannot follow (and refuses beams)."""
+    place; None: it remembers nothing."""
+    first_key_bias: Float[Tensor, " head"] | None = None
+    """Set where the whole edit is this on the first key's score, so that a kernel may add it itself."""
+    gain: float = 1.0
+    """At most how many times as large the rounding of z is in what ``output`` makes of it."""
+
+    def uses_output(self, dtype: torch.dtype) -> bool:
+        """Whether the output form is accurate in this precision: else tiles are changed, in float32."""
+        return self.output is not None and self.gain <= largest_gain(dtype)
 
     @property
     def site(self) -> Site:
         """The pattern it changes."""
         return Site("pattern", self.layer)
+
+
+def largest_gain(dtype: torch.dtype) -> float:
+    """How much an output form may amplify the rounding of z: to 6e-6 of the values, or twice its own."""
+    return 50.0 if dtype == torch.float32 else 2.0
 
 
 @dataclass(frozen=True)

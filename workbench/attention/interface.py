@@ -9,30 +9,25 @@ process never see each other.
 
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
+from workbench.attention.compute import Pass, compute
 from workbench.attention.edits import (
     ActivationEdit,
-    AttentionCall,
     AttentionEdit,
     Edit,
-    TiledCall,
-    key_scores,
 )
-from workbench.attention.fused import fused_attention
-from workbench.attention.statistics import ColumnMean, WholePattern
+from workbench.attention.rows import rows_of_call
+from workbench.attention.statistics import WholePattern
 from workbench.attention.streaming import (
     AttentionInputs,
-    PatternBlock,
     PatternStatistic,
-    attend,
     attention_scores,
 )
 from workbench.errors import CapabilityError, EngineError
@@ -177,8 +172,8 @@ class AttentionSession:
             return run(module, query, key, value, mask, dropout=0.0, scaling=scaling, **kwargs)[0]
 
         n_before = self.seen[layer] - query.shape[2]
-        pass_ = _Pass(inputs, layer, first_key, self._rows(inputs), n_before, self.stock == "sdpa")
-        z, found = _compute(pass_, statistics, attention_edits, stock)
+        pass_ = Pass(inputs, layer, first_key, self._rows(inputs), n_before, self.stock == "sdpa")
+        z, found = compute(pass_, statistics, attention_edits, stock)
         for edit in edits:
             if isinstance(edit, ActivationEdit):
                 z = edit.change(z)
@@ -198,11 +193,9 @@ class AttentionSession:
 
     def _rows(self, inputs: AttentionInputs) -> Tensor | None:
         """Which rows are real; new tokens are."""
-        valid, (batch, n_q) = self.row_valid, inputs.query.shape[::2]
-        if valid is None or valid.shape[1] != n_q or batch % valid.shape[0]:
+        if self.row_valid is None:
             return None
-        # Beams and several samples repeat each prompt's row.
-        return valid.repeat_interleave(batch // valid.shape[0], dim=0)
+        return rows_of_call(self.row_valid, inputs.query.shape[0], inputs.query.shape[2])
 
     def _keep(
         self,
@@ -263,103 +256,3 @@ def _statistics(reads: Mapping[str, Any]) -> dict[str, PatternStatistic]:
     if isinstance(reduce, Mapping):
         return dict(reduce)
     return {"whole": WholePattern()}
-
-
-@dataclass(frozen=True)
-class _Pass:
-    """One call of one layer's attention."""
-
-    inputs: AttentionInputs
-    layer: int
-    first_key: Tensor | None
-    row_valid: Tensor | None
-    n_before: int
-    sdpa: bool
-    """The stock kernel is SDPA, which on a CPU gives the rows' log-sum-exp with its output."""
-
-    def first_keys(self) -> Tensor:
-        """The first real key of every prompt."""
-        if self.first_key is not None:
-            return self.first_key
-        query = self.inputs.query
-        return torch.zeros(query.shape[0], dtype=torch.long, device=query.device)
-
-
-def _compute(
-    call: _Pass,
-    statistics: dict[str, PatternStatistic],
-    edits: list[AttentionEdit],
-    stock: Callable[[], Tensor],
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Output and statistics of one layer, by the cheapest exact way."""
-    if not statistics and not edits:
-        return stock(), {}
-    inputs, row_valid = call.inputs, call.row_valid
-    # On a CPU in float32 one blocked softmax serves output and statistics for about the price of
-    # the fused kernel alone; elsewhere the stock kernel makes the output, bit for bit.
-    fused = inputs.query.dtype == torch.float32 and inputs.query.device.type == "cpu"
-    # An output form knows the unedited pattern only: statistics, and a second edit, must see what
-    # the first one made of it.
-    if edits and (statistics or len(edits) > 1 or edits[0].output is None):
-        whole = attend(inputs, statistics, row_valid, change=_tile_change(call, edits))
-        assert whole.output is not None
-        return whole.output, whole.statistics
-    kernel = fused_attention(inputs) if edits and call.sdpa else None
-    if kernel is not None:
-        z, log_sum = kernel
-        for edit in edits:
-            assert edit.output is not None
-            z = edit.output(AttentionCall(call.layer, inputs, log_sum, call.first_key), z)
-        return z, {}
-    wanted = (("output",) if fused else ()) + (("log_sum",) if edits else ())
-    found = attend(inputs, statistics, row_valid, want=wanted)
-    z = stock() if found.output is None else found.output
-    for edit in edits:
-        assert found.log_sum is not None
-        assert edit.output is not None
-        z = edit.output(AttentionCall(call.layer, inputs, found.log_sum, call.first_key), z)
-    return z, found.statistics
-
-
-def _tile_change(
-    call: _Pass, edits: Sequence[AttentionEdit]
-) -> Callable[[PatternBlock], PatternBlock]:
-    """Apply edits to every tile, each on what the ones before it made, so that statistics see them."""
-    changes = [_begin(call, edit, edits[:index]) for index, edit in enumerate(edits)]
-
-    def change(block: PatternBlock) -> PatternBlock:
-        for each in changes:
-            block = replace(block, pattern=each(block))
-        return block
-
-    return change
-
-
-def _begin(
-    call: _Pass, edit: AttentionEdit, before: Sequence[AttentionEdit]
-) -> Callable[[PatternBlock], Tensor]:
-    first_key = call.first_keys()
-    if edit.begin is None:
-        whole = edit.pattern
-        assert whole is not None
-
-        def alike(block: PatternBlock) -> Tensor:
-            # A tile that ends before a prompt's first key holds only rows of padding for it.
-            first = first_key[block.batches].clamp(max=block.pattern.shape[-1] - 1)
-            return whole(block.pattern, first)
-
-        return alike
-
-    def column_mean() -> Tensor:
-        change = _tile_change(call, before) if before else None
-        statistics = {"mean": ColumnMean()}
-        found = attend(call.inputs, statistics, call.row_valid, want=(), change=change)
-        return found.statistics["mean"]
-
-    n_keys, n_after = call.inputs.key.shape[2], call.n_before + call.inputs.query.shape[2]
-    dropped = max(0, n_after - n_keys)
-    n_tokens = n_after - first_key - dropped
-    if call.row_valid is not None:
-        n_tokens = call.row_valid.sum(dim=1).long()
-    scores = partial(key_scores, call.inputs)
-    return edit.begin(TiledCall(call.n_before, dropped, first_key, n_tokens, scores, column_mean))

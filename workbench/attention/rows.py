@@ -42,3 +42,18 @@ class _PatternRows(PatternAccumulator):
 
     def finish(self) -> Float[Tensor, "batch head chosen k_pos"]:
         return self.rows
+
+
+def rows_of_call(
+    prompts: Float[Tensor, "prompt pos"], batch: int, n_q: int
+) -> Float[Tensor, "batch q_pos"] | None:
+    """Which rows of one call are real, from the mask of the prompts; None: all are new tokens.
+
+    Beams and several samples repeat each prompt's row. Without a cache the tokens that were generated
+    come after the prompt.
+    """
+    n_prompts, n_pos = prompts.shape
+    if n_q < n_pos or batch % n_prompts:
+        return None
+    rows = torch.nn.functional.pad(prompts, (0, n_q - n_pos), value=1.0)
+    return rows.repeat_interleave(batch // n_prompts, dim=0)

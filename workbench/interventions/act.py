@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from workbench.attention.edits import AttentionEdit, Edit, TiledCall
@@ -38,11 +38,9 @@ from workbench.attention.streaming import (
 )
 from workbench.errors import ConfigError
 from workbench.interventions.base import Heads, heads_by_layer
+from workbench.interventions.running_columns import Place, RunningColumns
 from workbench.models.base import ModelSpec
 from workbench.settings import check_settings, setting
-
-SPARE_COLUMNS = 128
-"""How many keys more than it needs a running sum has room for when it is made."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +123,7 @@ class ACT:
 
         return AttentionEdit(layer, None, None, begin, columns.reorder)
 
-    def bound(self, place: "Place") -> Float[Tensor, "batch one q_pos k_pos"]:
+    def bound(self, place: Place) -> Float[Tensor, "batch one q_pos k_pos"]:
         """What a key of each row must have received so far to be a sink: alpha / n times its rows.
 
         Infinite for keys that are not judged. One comparison with it, alike for all heads, stands for
@@ -177,103 +175,6 @@ def damp(
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where the rows and columns of a tile stand in their prompts."""
-
-    call: TiledCall
-    block: PatternBlock
-
-    @property
-    def rows(self) -> Int[Tensor, "q_pos one"]:
-        """Positions of the queries."""
-        block = self.block
-        rows = torch.arange(block.pattern.shape[-2], device=block.pattern.device)
-        return (rows + self.call.n_before + block.rows.start)[:, None]
-
-    @property
-    def keys(self) -> Int[Tensor, " k_pos"]:
-        """Positions of the keys; learned ones stand below 0."""
-        block = self.block
-        keys = torch.arange(block.pattern.shape[-1], device=block.pattern.device)
-        return keys + block.columns.start + self.call.first_column
-
-    @property
-    def first(self) -> Int[Tensor, "batch one one2 one3"]:
-        """Position of each prompt's first token."""
-        first = self.call.first_key[self.block.batches].to(self.block.pattern.device)
-        return first[:, None, None, None] + self.call.first_column
-
-    def tokens_so_far(self) -> Int[Tensor, "batch one q_pos one2"]:
-        """Tokens of the prompt up to each query."""
-        return self.rows - self.first + 1
-
-    def tokens(self, *, after_first: bool) -> Bool[Tensor, "batch one one2 k_pos"]:
-        """Which keys are tokens of the prompt, without the first if asked."""
-        return self.keys > self.first if after_first else self.keys >= self.first
-
-
-class RunningColumns:
-    """Column sums of one layer's pattern, over the calls of one generation."""
-
-    def __init__(self) -> None:
-        self._total: Float[Tensor, "batch head k_pos"] | None = None
-        self._first_column = 0
-
-    @property
-    def total(self) -> Float[Tensor, "batch head k_pos"]:
-        """Attention that each key has received."""
-        assert self._total is not None  # at least one tile has come
-        return self._total
-
-    def open(self, call: TiledCall) -> None:
-        """Take notice of a new call: keys that have left the cache leave the sums."""
-        gone = call.first_column - self._first_column
-        if self._total is not None and call.n_before > 0 and gone > 0:
-            self._total = self._total[..., gone:]
-        self._first_column = call.first_column
-
-    def reorder(self, rows: Int[Tensor, " batch"]) -> None:
-        """Beam search has put other rows in each one's place: take theirs over."""
-        if self._total is not None:
-            self._total = self._total.index_select(0, rows.to(self._total.device))
-
-    def advance(
-        self, place: Place, part: Float[Tensor, "batch head q_pos k_pos"]
-    ) -> Float[Tensor, "batch head q_pos k_pos"]:
-        """Add a tile's rows; returns what each key has received up to each row."""
-        block, total = place.block, self._room(place, part)
-        before = total[block.batches, :, block.columns][..., None, :]
-        part = _real_rows(part, block)
-        # A decoded token is one row: its sum so far is the new sum.
-        running = before + (part if part.shape[-2] == 1 else part.cumsum(dim=-2))
-        total[block.batches, :, block.columns] = running[..., -1, :]
-        return running
-
-    def add(self, place: Place, part: Float[Tensor, "batch head q_pos k_pos"]) -> None:
-        """Add a tile's rows."""
-        block, total = place.block, self._room(place, part)
-        total[block.batches, :, block.columns] += _real_rows(part, block).sum(dim=-2)
-
-    def _room(self, place: Place, part: Tensor) -> Float[Tensor, "batch head k_pos"]:
-        """The sums, with room for the tile's columns, at 0 where a new prompt begins."""
-        total, block = self._grown(place, part), place.block
-        if block.rows.start == 0 and place.call.n_before <= 0:
-            total[block.batches] = 0.0
-        return total
-
-    def _grown(self, place: Place, part: Tensor) -> Float[Tensor, "batch head k_pos"]:
-        """The sums, with room for the tile's columns."""
-        batch, stop = place.call.first_key.shape[0], place.block.columns.stop
-        if self._total is None or (place.call.n_before <= 0 and self._total.shape[0] != batch):
-            self._total = part.new_zeros(batch, part.shape[1], stop + SPARE_COLUMNS)
-        missing = stop - self._total.shape[-1]
-        if missing > 0:
-            # With every token comes a key: room is made for many at once.
-            self._total = torch.nn.functional.pad(self._total, (0, missing + SPARE_COLUMNS))
-        return self._total
-
-
-@dataclass(frozen=True)
 class DampedMass(PatternStatistic):
     """The attention that ACT would damp, summed over all rows. ``[batch head]``; 0: it does nothing.
 
@@ -316,11 +217,6 @@ class _DampedMass(PatternAccumulator):
         judged = (keys > first if self._act.protect_first else keys >= first)[:, None]
         sinks = judged & (total / after * n_tokens[:, None] > self._act.alpha)
         return total.masked_fill(~sinks, 0.0).sum(dim=-1)
-
-
-def _real_rows(part: Tensor, block: PatternBlock) -> Float[Tensor, "batch head q_pos k_pos"]:
-    """Rows of padding set to 0."""
-    return part if block.row_valid is None else part * block.row_valid[:, None, :, None]
 
 
 def _not_asked(*_: Any) -> Tensor:

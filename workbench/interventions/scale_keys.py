@@ -62,7 +62,8 @@ class ScaleKeys:
             edited[:, heads] = scale_columns(pattern[:, heads], columns, self.factor)
             return edited
 
-        return AttentionEdit(layer, output, pattern)
+        # Under a factor below 1 a row that is all on the keys has D = factor.
+        return AttentionEdit(layer, output, pattern, gain=1.0 / min(1.0, self.factor))
 
 
 def scale_mixed(

@@ -28,12 +28,21 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from workbench.attention.edits import AttentionCall, AttentionEdit, Edit, Factor, TiledCall
+from workbench.attention.edits import (
+    AttentionCall,
+    AttentionEdit,
+    Edit,
+    Factor,
+    TiledCall,
+    largest_gain,
+)
 from workbench.attention.streaming import PatternBlock
 from workbench.errors import ConfigError
 from workbench.interventions.base import Heads, heads_by_layer
 from workbench.models.base import ModelSpec
 
+ROUNDING = 1e-5
+"""A row that sums to less than 1 by more than this has a learned sink, or is padding."""
 LARGEST_LOG = 87.0
 """exp of more leaves float32; such a weight is the whole row already."""
 
@@ -117,13 +126,18 @@ class ZeroTuning:
         def pattern(pattern: Tensor, first_key: Tensor) -> Tensor:
             return scale_first_column(pattern, first_key, by_head)
 
-        return AttentionEdit(layer, output, pattern)
+        # Under a gamma below 1 a row that is all sink has D = gamma.
+        gain = 1.0 / min(1.0, float(gammas.min()))
+        return AttentionEdit(layer, output, pattern, first_key_bias=gammas.log(), gain=gain)
 
     def _edit_key(self, layer: int, gammas: Float[Tensor, " head"]) -> AttentionEdit:
-        def output(call: AttentionCall, z: Tensor) -> Tensor:
+        def output(call: AttentionCall, z: Tensor) -> Tensor | None:
             before, after = call.first_scores(), call.first_scores(gammas)
             weight = torch.exp(before - call.log_sum)
             scaled = torch.exp((after - call.log_sum).clamp(max=LARGEST_LOG))
+            # D = 1 + scaled - weight divides the rounding of z, and a query's own gamma has no floor.
+            if bool((scaled - weight < 1.0 / largest_gain(z.dtype) - 1.0).any()):
+                return None
             return _mixed(z, scaled - weight, call.first_values())
 
         def begin(call: TiledCall) -> Callable[[PatternBlock], Tensor]:
@@ -184,4 +198,7 @@ def scale_first_column(
     first = pattern.gather(-1, index)
     gamma = torch.where(there, gamma.to(pattern)[..., None], 1.0)
     scaled = pattern.scatter(-1, index, gamma * first)
-    return scaled / (1.0 + (gamma - 1.0) * first)
+    # D as a sum of what is there: 1 + (gamma - 1) a_0 has no digits left where it is near 0.
+    outside = 1.0 - pattern.sum(dim=-1, keepdim=True)
+    total = scaled.sum(dim=-1, keepdim=True) + torch.where(outside > ROUNDING, outside, 0.0)
+    return torch.where((gamma != 1.0) & (total > 0.0), scaled / total, pattern)

@@ -46,7 +46,7 @@ def check_generation(
         elif options.get(name) is False or getattr(defaults, name, None) is False:
             given[name] = False
     for name, reason in _REFUSED.items():
-        if given.get(name):
+        if given.get(name) not in (None, False):
             raise ConfigError(
                 f"an edited model must generate without {name}: {reason}; leave {name} out"
             )

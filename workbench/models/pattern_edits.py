@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from workbench.attention.edits import AttentionEdit
+from workbench.attention.rows import rows_of_call
 from workbench.attention.whole import change_pattern
 
 
@@ -33,9 +34,8 @@ class PatternChange:
         first = first.repeat_interleave(batch // first.shape[0]).to(pattern.device)
         dropped = max(0, self.seen - n_k)
         valid = None
-        if self.row_valid is not None and self.row_valid.shape[1] == n_q:
-            repeats = batch // self.row_valid.shape[0]
-            valid = self.row_valid.to(pattern.device).repeat_interleave(repeats, dim=0)
+        if self.row_valid is not None:
+            valid = rows_of_call(self.row_valid.to(pattern.device), batch, n_q)
         # The keys that have left the window get no attention: they are put back as columns of 0.
         whole = torch.nn.functional.pad(pattern, (dropped, 0)) if dropped else pattern
         changed = change_pattern(self.edit, whole, first, valid, n_before=self.seen - n_q)

@@ -25,7 +25,7 @@ def jsonable(value: Any, nan: str | None = None) -> Any:
         return jsonable(dataclasses.asdict(value), nan)
     if isinstance(value, Mapping):
         return {str(name): jsonable(item, nan) for name, item in value.items()}
-    if isinstance(value, np.ndarray | np.generic):
+    if isinstance(value, np.ndarray | np.generic) or hasattr(value, "tolist"):
         return jsonable(value.tolist(), nan)
     if isinstance(value, set | frozenset):
         return [jsonable(item, nan) for item in sorted(value)]
