@@ -31,7 +31,7 @@ def test_a_catalogue_is_upgraded_once_and_a_newer_one_left_alone(monkeypatch):
         assert connection.execute("SELECT count(*) FROM results").fetchone() == (0,)
         steps = (*migrations.CATALOGUE_STEPS, add_column)
         monkeypatch.setattr(migrations, "CATALOGUE_STEPS", steps)
-        monkeypatch.setattr(migrations, "CATALOGUE_SCHEMA", 2)
+        monkeypatch.setattr(migrations, "CATALOGUE_SCHEMA", len(steps))
         assert migrations.upgrade_catalogue(connection)
         assert migrations.upgrade_catalogue(connection)
         assert connection.execute("SELECT count(note) FROM results").fetchone() == (0,)

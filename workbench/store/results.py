@@ -136,12 +136,13 @@ class Store:
         self, probe: str | None = None, model: str | None = None, limit: int | None = None
     ) -> Entries:
         """The results, the newest first; of one probe or one model if asked."""
-        stamps = self.shelf.stamps()
-        if not stamps:
+        if not self.shelf.shards():
             return []
-        entries = self.catalogue.entries(stamps, self.entry, probe=probe, model=model, limit=limit)
+        entries = self.catalogue.entries(
+            self.shelf, self.entry, probe=probe, model=model, limit=limit
+        )
         if entries is None:
-            found = [entry for key in stamps if (entry := self.entry(key)) is not None]
+            found = [e for key in self.shelf.stamps() if (e := self.entry(key)) is not None]
             entries = select(found, probe, model, limit)
         return entries
 

@@ -20,7 +20,7 @@ from typing import IO
 
 from workbench.errors import DamagedResultError, StoreError
 from workbench.store.arrays import StoredArrays
-from workbench.store.files import CHUNK_BYTES, copy_durably, explained, sync_folder
+from workbench.store.files import CHUNK_BYTES, copy_durably, explained, fault, sync_folder
 from workbench.store.outcomes import Imported
 from workbench.store.record import (
     DOCUMENT,
@@ -165,6 +165,7 @@ def _extract_members(members: Iterator[tuple[str, int, IO[bytes]]], target: Path
         try:
             with path.open("xb") as writer:
                 shutil.copyfileobj(reader, writer, CHUNK_BYTES)
+            fault("during-extract")
         except FileExistsError as error:
             raise _refused(name) from error
 
@@ -207,6 +208,7 @@ def _export_zip(folder: Path, names: list[str], target: Path) -> None:
         with zipfile.ZipFile(temporary, "x", zipfile.ZIP_DEFLATED) as archive:
             for name in names:
                 archive.write(folder / name, f"{folder.name}/{name}")
+                fault("during-export")
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
@@ -220,6 +222,7 @@ def _export_folder(folder: Path, names: list[str], target: Path) -> None:
         temporary.mkdir()
         for name in names:
             copy_durably(folder / name, temporary / name)
+            fault("during-export")
         temporary.rename(target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
