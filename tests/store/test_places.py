@@ -1,6 +1,7 @@
 """Disks that are full, folders nobody may write to, file systems that cannot lock: real ones."""
 
 import fcntl
+import itertools
 import sqlite3
 
 import numpy as np
@@ -23,10 +24,14 @@ def fill_a_disk(folder):
     kernel.own_mounts()
     kernel.mount_small(folder, SMALL)
     store, kept = Store(folder / "store", report=lambda message: None), []
-    with pytest.raises(StoreError) as caught:
+
+    def publish_many():
         for number in range(100):
             store.publish(large(number))
             kept.append(key_of(number))
+
+    with pytest.raises(StoreError) as caught:
+        publish_many()
     assert "the disk is full; free some space" in str(caught.value)
     assert "\n" not in str(caught.value)
     assert 3 < len(kept) < 20
@@ -39,8 +44,7 @@ def test_on_a_full_disk_a_write_is_refused_in_one_line_and_nothing_is_lost(tmp_p
         assert list((store.path / "temp").iterdir()) == []
         ballast = tmp_path / "ballast"
         with pytest.raises(OSError, match="No space left"), ballast.open("wb") as file:
-            while True:
-                file.write(bytes(512))
+            file.writelines(itertools.repeat(bytes(512)))
         # Reading goes on, the list too, with or without room for its catalogue.
         assert set(store.verify().whole) == set(kept)
         assert {entry.key for entry in store.list()} == set(kept)
