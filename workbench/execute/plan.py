@@ -123,8 +123,10 @@ def _combinations(document: Mapping[str, Any]) -> Iterator[_Asked]:
 
 
 def _probes(given: Any) -> dict[str, dict[str, Any]]:
-    if isinstance(given, str | list):
-        given = dict.fromkeys(_as_list(given))
+    if isinstance(given, str):
+        given = [given]
+    if isinstance(given, list) and all(isinstance(name, str) for name in given):
+        given = dict.fromkeys(given)
     if not isinstance(given, Mapping):
         raise ConfigError(
             f"probes must be names, or names with settings; got {given!r}; write {_EXAMPLE['probes']}"
@@ -250,7 +252,7 @@ def _intervention(item: Any) -> tuple[dict[str, Any] | None, str]:
         content, label = _read_intervention(Path(item)), Path(item).name
     else:
         raise ConfigError(f"an intervention must be none, a file or a mapping; got {item!r}")
-    if content.get("name") not in INTERVENTIONS:
+    if not isinstance(content.get("name"), str) or content["name"] not in INTERVENTIONS:
         raise UnknownNameError("intervention", str(content.get("name")), INTERVENTIONS)
     return content, label
 
@@ -261,7 +263,7 @@ def _read_intervention(path: Path) -> dict[str, Any]:
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise DataError(f"the intervention file must be readable; {path}: {reason}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"the intervention file must be JSON in UTF-8; {path}: {error}") from error
     if not isinstance(content, dict):
         raise DataError(f"the intervention file must hold a mapping; {path} does not")

@@ -60,17 +60,18 @@ def _read(path: Path) -> Any:
         raise DataError(
             f"the intervention file must be readable; {path}: {error.strerror}"
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"the intervention file must be JSON in UTF-8; {path}: {error}") from error
 
 
 def _from_dict(content: Mapping[str, Any], spec: ModelSpec) -> Intervention:
     name = content.get("name")
-    if name not in INTERVENTIONS:
+    if not isinstance(name, str) or name not in INTERVENTIONS:
         raise UnknownNameError("intervention", str(name), INTERVENTIONS)
-    if content.get("version", VERSION) > VERSION:
+    version = content.get("version", VERSION)
+    if type(version) is not int or version > VERSION:
         raise ConfigError(
-            f"the intervention file's version must be at most {VERSION}; got {content['version']}; update workbench"
+            f"the intervention file's version must be at most {VERSION}; got {version!r}; update workbench"
         )
     for key, found in (("revision", spec.revision), ("layers", spec.n_layers)):
         wanted = content.get(key)
@@ -82,9 +83,5 @@ def _from_dict(content: Mapping[str, Any], spec: ModelSpec) -> Intervention:
                 f"{found}; calibrate it again for this model"
             )
     settings = {key: value for key, value in content.items() if key not in _ABOUT}
-    if settings.get("heads") is not None:
-        settings["heads"] = tuple((int(layer), int(head)) for layer, head in settings["heads"])
-    if isinstance(settings.get("positions"), list):
-        settings["positions"] = tuple(settings["positions"])
     intervention: Intervention = make_config(INTERVENTIONS[name], settings, name)
     return intervention

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from workbench.errors import DamagedResultError, StoreError
 from workbench.result import Result
@@ -155,7 +156,8 @@ class Store:
             return None
         return None if record is None else entry_of(record)
 
-    def _arrays(self, record: Record) -> StoredArrays:
+    # Not typed as a mapping: a run-time check of types would read one of the arrays.
+    def _arrays(self, record: Record) -> Any:
         """Arrays that set the result aside when they turn out damaged."""
         return StoredArrays(record, lambda error: self.shelf.set_aside(record.key, error))
 
