@@ -5,6 +5,7 @@ the URL under us (back, forward, a link to the same page): what we wrote last is
 URL that differs from it is read again.
 """
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
@@ -15,6 +16,8 @@ from workbench.errors import ConfigError, UnknownNameError, WorkbenchError
 
 T = TypeVar("T")
 
+LARGEST = 2**53 - 1
+"""The largest whole number that a browser holds exactly."""
 _WRITTEN = "url written"
 _KNOWN = "url known"
 _WRONG = "url wrong"
@@ -83,15 +86,29 @@ def one_of(options: Iterable[str], what: str) -> Callable[[str], str]:
 
 def whole(low: int, high: int, what: str) -> Callable[[str], int]:
     """A parser that takes a whole number in a range."""
+    return number(int, low, high, what)
 
-    def parse(text: str) -> int:
+
+def number(
+    kind: type, low: float | None, high: float | None, what: str
+) -> Callable[[str], int | float]:
+    """A parser that takes an int or a float in a range that may be open.
+
+    What a browser cannot hold (2^53 and more, infinity, NaN) is refused as well.
+    """
+    least = -LARGEST if low is None else low
+    most = LARGEST if high is None else min(high, LARGEST)
+    word = "a whole number" if kind is int else "a number"
+
+    def parse(text: str) -> int | float:
         try:
-            number = int(text)
-        except ValueError:
-            number = low - 1
-        if not low <= number <= high:
-            raise ConfigError(f"{what} must be a whole number from {low} to {high}; got {text!r}")
-        return number
+            value = kind(text)
+        except (ValueError, OverflowError):
+            value = math.nan
+        if not least <= value <= most:
+            shown = text if len(text) <= 40 else f"{text[:40]}..."
+            raise ConfigError(f"{what} must be {word} from {least:g} to {most:g}; got {shown!r}")
+        return value
 
     return parse
 

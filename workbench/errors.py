@@ -17,9 +17,19 @@ line prints it and exits with 1; a traceback therefore always means a bug of our
 import difflib
 from collections.abc import Iterable
 
+MOST_CHARACTERS = 1500
+"""Of a message: a value that somebody gave may be a whole file."""
+
 
 class WorkbenchError(Exception):
     """Base of all errors that the user can mend."""
+
+    def __init__(self, message: str = "") -> None:
+        """Make one line of the message, and shorten one that nobody could read."""
+        line = " ".join(part.strip() for part in str(message).splitlines()) or str(message)
+        if len(line) > MOST_CHARACTERS:
+            line = f"{line[: MOST_CHARACTERS - 300]} ... {line[-290:]}"
+        super().__init__(line)
 
 
 class UnknownNameError(WorkbenchError):

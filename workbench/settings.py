@@ -127,7 +127,7 @@ def make_config(config_class: type, settings: Mapping[str, Any], what: str) -> A
         if isinstance(value, str):
             value = _parse(name, value, hints[name])
         elif isinstance(value, list):
-            value = tuple(value)
+            value = _as_tuple(value)
         elif (
             isinstance(value, int)
             and not isinstance(value, bool)
@@ -136,17 +136,39 @@ def make_config(config_class: type, settings: Mapping[str, Any], what: str) -> A
             value = float(value)
         _check_type(name, value, hints[name])
         values[name] = value
+    for name, field in fields.items():
+        needed = field.init and field.default is field.default_factory is dataclasses.MISSING
+        if needed and name not in values:
+            raise ConfigError(f"{what} needs {name}; it was not given; say {name}=VALUE")
     return config_class(**values)
 
 
 def _check_type(name: str, value: Any, annotation: Any) -> None:
+    if not _fits(value, annotation):
+        raise ConfigError(f"{name} must be {annotation}; got {value!r}")
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(map(_as_tuple, value)) if isinstance(value, list) else value
+
+
+def _fits(value: Any, annotation: Any) -> bool:
+    """Whether a value is of a type, the items of tuples included."""
     for kind in _alternatives(annotation):
-        origin = typing.get_origin(kind) or kind
+        origin, items = typing.get_origin(kind) or kind, typing.get_args(kind)
         if origin is typing.Literal or origin is Any:
-            return
-        if isinstance(value, origin) and not (isinstance(value, bool) and origin in (int, float)):
-            return
-    raise ConfigError(f"{name} must be {annotation}; got {value!r}")
+            return True
+        # A whole number will do for a float inside a tuple.
+        if not isinstance(value, origin) and not (origin is float and type(value) is int):
+            continue
+        if isinstance(value, bool) and origin in (int, float):
+            continue
+        if origin is not tuple or not items:
+            return True
+        each = [items[0]] * len(value) if items[-1] is ... else list(items)
+        if len(value) == len(each) and all(map(_fits, value, each)):
+            return True
+    return False
 
 
 def describe_settings(config_class: type) -> list[dict[str, Any]]:

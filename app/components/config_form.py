@@ -10,7 +10,6 @@ import streamlit as st
 
 from app import url
 from app.components.text import plain
-from workbench.errors import ConfigError
 from workbench.settings import make_config
 
 PREFIX = "s."
@@ -122,18 +121,8 @@ def _number(field: Any, kind: type, label: str, help_text: str, key: str) -> Any
     default = None if _default(field) is None else kind(_default(field))
     low, high = (None if about.get(end) is None else kind(about[end]) for end in ("low", "high"))
 
-    def parse(text: str) -> Any:
-        if not text and default is None:
-            return None
-        try:
-            value = kind(text)
-        except ValueError:
-            raise ConfigError(f"{field.name} must be {kind.__name__}; got {text!r}") from None
-        if (low is not None and value < low) or (high is not None and value > high):
-            raise ConfigError(f"{field.name} must be in its range ({help_text}); got {text!r}")
-        return value
-
-    url.seed(name, parse, default, key)
+    read = url.number(kind, low, high, field.name)
+    url.seed(name, lambda text: None if not text and default is None else read(text), default, key)
     limits: dict[str, Any] = {"min_value": low, "max_value": high, "step": 1}
     if kind is int:
         limits["max_value"] = None if high is None else min(high, _SAFE_INTEGER)

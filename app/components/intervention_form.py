@@ -61,7 +61,7 @@ def _setting(field: Any, hint: Any, name: str) -> Any:
     key, label = f"play {name} {field.name}", field.name.replace("_", " ")
     if field.name in SLIDERS:
         low, high, first, step, about = SLIDERS[field.name]
-        url.seed(field.name, _real(low, high, field.name), first, key)
+        url.seed(field.name, url.number(float, low, high, field.name), first, key)
         value = st.slider(label, low, high, step=step, key=key, help=about)
         url.keep(field.name, f"{value:g}", f"{first:g}")
         return float(value)
@@ -84,19 +84,6 @@ def _setting(field: Any, hint: Any, name: str) -> Any:
     )
     url.keep(field.name, value, field.default)
     return value
-
-
-def _real(low: float, high: float, what: str) -> Any:
-    def parse(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            value = float("nan")
-        if not low <= value <= high:
-            raise ConfigError(f"{what} must be a number from {low:g} to {high:g}; got {text!r}")
-        return value
-
-    return parse
 
 
 def _positions(text: str) -> list[int]:

@@ -23,8 +23,6 @@ BEFORE_RENAME = [
     "after-manifest",
     "before-rename",
 ]
-AFTER_RENAME = ["after-rename", "after-publish"]
-
 fork = multiprocessing.get_context("fork")
 
 
@@ -40,38 +38,6 @@ def publish_in_child(path, result, fault=None, **options):
     process.start()
     process.join()
     return process.exitcode
-
-
-@pytest.mark.parametrize("point", BEFORE_RENAME + AFTER_RENAME)
-def test_a_process_killed_anywhere_leaves_a_whole_result_or_none(store, make_result, point):
-    store.publish(make_result(1))
-    assert publish_in_child(store.path, make_result(2), point) == -signal.SIGKILL
-    published = {make_result(1).key} | ({make_result(2).key} if point in AFTER_RENAME else set())
-    found = store.verify()
-    assert set(found.whole) == published
-    assert (found.damaged, found.unreadable) == ({}, {})
-    assert {entry.key for entry in store.list()} == published
-    assert store.publish(make_result(2)).metrics() == make_result(2).metrics()
-    np.testing.assert_array_equal(
-        store.find(make_result(1).key).arrays["score"], make_result(1).arrays["score"]
-    )
-
-
-@pytest.mark.parametrize("point", ["during-file", "after-file"])
-def test_a_request_written_by_a_killed_process_is_whole_or_absent(store, make_result, point):
-    key = store.publish(make_result()).key
-
-    def work():
-        os.environ["WORKBENCH_FAULT"] = point
-        store.remember_request("d" * 64, key)
-
-    process = fork.Process(target=work)
-    process.start()
-    process.join()
-    assert process.exitcode == -signal.SIGKILL
-    assert store.find_request("d" * 64) is None
-    store.remember_request("d" * 64, key)
-    assert store.find_request("d" * 64) == key
 
 
 def test_what_a_killed_process_left_is_collected_once_it_is_old(store, make_result):

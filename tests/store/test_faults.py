@@ -1,89 +1,105 @@
-"""SIGKILL at every step of every write, in a loop: nothing half published, nothing lost."""
+"""SIGKILL at every step of every verb: nothing half published, nothing published lost."""
 
-import multiprocessing
-import os
-import re
-import signal
+import ast
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-import torch
 
+import workbench.store
+from tests.store import fire
+from workbench.errors import StoreError
 from workbench.store import files
-from workbench.store.pieces import Pieces
-from workbench.store.results import Store
+from workbench.store.lease import Lease
 
-fork = multiprocessing.get_context("fork")
-SOURCES = Path(files.__file__).parent
-PUBLISH = (
-    *("after-scratch", "during-arrays", "after-arrays", "during-result", "after-result"),
-    *("during-copy", "after-copy", "during-manifest", "after-manifest", "after-sync"),
-    *("after-shard", "before-rename", "after-rename", "after-publish"),
-)
-REPLACE = ("after-scratch", "after-sync", "before-rename", "after-exchange", "after-publish")
-REQUEST = ("during-file", "after-file", "after-file-rename")
+SOURCES = sorted(Path(workbench.store.__path__[0]).glob("*.py"))
+ROOT = Path(__file__).parents[2]
 
 
-def killed_at(point, work):
-    """Do some work in a process that dies at a point; whether it did."""
-
-    def child():
-        os.environ["WORKBENCH_FAULT"] = point
-        work()
-
-    process = fork.Process(target=child)
-    process.start()
-    process.join()
-    return process.exitcode == -signal.SIGKILL
+@pytest.fixture(scope="module")
+def fired(tmp_path_factory):
+    """Every scenario, killed at every step once, in a small process that forks quickly."""
+    report = tmp_path_factory.mktemp("fire") / "faults.json"
+    command = [sys.executable, "-m", "tests.store.fire", "--rounds", "1", "-o", str(report)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-500:] + done.stderr[-2000:]
+    return json.loads(report.read_text())["scenarios"]
 
 
-def quiet(store):
-    return Store(store.path, report=lambda message: None)
+def test_killed_at_every_step_the_store_is_whole_and_the_verb_can_be_done_again(fired):
+    assert list(fired) == [scenario.name for scenario in fire.SCENARIOS]
+    for name, row in fired.items():
+        assert row["kills"] > len(row["points"]) > 0, name
 
 
-def test_every_fault_point_of_the_source_is_killed_at():
-    text = "\n".join(path.read_text("utf-8") for path in SOURCES.glob("*.py"))
-    points = set(re.findall(r'fault\("([\w-]+)"\)', text))
-    steps = set(re.findall(r'write_durably\([^\n]*"(\w+)"\)', text))
-    points |= {f"{when}-{step}" for step in steps for when in ("during", "after")}
-    others = {"after-piece", "after-lease", "after-remove", "after-set-aside"}
-    assert points == {*PUBLISH, *REPLACE, *REQUEST} | others
+def test_every_fault_point_of_the_source_was_killed_at(fired):
+    assert {point for row in fired.values() for point in row["points"]} == fault_points()
 
 
-def test_killed_at_every_step_of_publishing_again_and_again(store, make_result, tmp_path):
-    model = tmp_path / "model.json"
-    model.write_text("{}")
-    published = {store.publish(make_result(0)).key}
-    number = 0
-    for _ in range(3):
-        for point in PUBLISH:
-            number += 1
-            result = make_result(number)
-            # A file beside it, so that copying is a step too.
-            assert killed_at(
-                point, lambda r=result: quiet(store).publish(r, files={"model.json": model})
-            ), point
-            if point in ("after-rename", "after-publish"):
-                published.add(result.key)
-            found = quiet(store).verify()
-            assert set(found.whole) == published, point
-            assert (found.damaged, found.unreadable) == ({}, {}), point
-    assert {entry.key for entry in store.list()} == published
-    for again in range(number + 1):
-        assert store.publish(make_result(again)).key in set(store.verify().whole)
+def fault_points():
+    """The names of the fault points in the store's source."""
+    found = set()
+    for path in SOURCES:
+        for call in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name):
+                continue
+            if call.func.id == "fault" and isinstance(call.args[0], ast.Constant):
+                found.add(call.args[0].value)
+            if call.func.id == "write_durably" and isinstance(call.args[2], ast.Constant):
+                found |= {f"{when}-{call.args[2].value}" for when in ("during", "after")}
+    assert len(found) > 20
+    return found
 
 
-def test_killed_at_every_step_of_a_replacement_the_key_always_has_a_result(store, make_result):
-    store.publish(make_result(1))
-    key = make_result(1).key
-    for number, point in enumerate(REPLACE, start=2):
-        new = make_result(number, key=key)
-        before = store.get(key).metrics()
-        assert killed_at(point, lambda r=new: quiet(store).publish(r, replace=True)), point
-        found = quiet(store).verify()
-        assert (found.whole, found.damaged) == ((key,), {}), point
-        changed = point in ("after-exchange", "after-publish")
-        assert store.get(key).metrics() == (new.metrics() if changed else before), point
+WRITES = {
+    *("open", "write_bytes", "write_text", "rename", "replace", "mkdir", "unlink", "rmtree"),
+    *("link", "symlink_to", "rmdir", "touch", "utime", "executemany"),
+}
+
+
+def test_every_function_of_the_store_that_writes_has_a_fault_point():
+    """A function that writes names a fault point, or only prepares or cleans up for one that does."""
+    assert {f"{path.stem}.{name}" for path in SOURCES for name in writers(path)} == {
+        "catalogue._note",  # inside a transaction that ends after before-commit
+        "files.filesystem_now",  # makes and removes an empty file
+        "lease._create_in_place",  # for filesystems without links, from _create
+        "lease._keep_alive",  # touches the claim's time
+        "transfer._extract",  # makes the folder that _extract_members fills
+        "transfer._stage",  # makes the folder that copy_durably fills
+        "transfer.export",  # makes the parent of the target
+        "shelf._place",  # from move_in, between before-rename and after-rename
+    }
+
+
+def writers(path):
+    """Functions of a file that write and have no fault point."""
+    for function in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(function, ast.FunctionDef):
+            calls = [call for call in ast.walk(function) if isinstance(call, ast.Call)]
+            names = {getattr(call.func, "attr", getattr(call.func, "id", "")) for call in calls}
+            reads = {
+                call
+                for call in calls
+                if getattr(call.func, "attr", "") == "open"
+                and not any(
+                    flag in ast.unparse(call) for flag in ("'xb'", "'wb'", "'x'", "O_CREAT")
+                )
+            }
+            writing = {
+                getattr(call.func, "attr", "") for call in calls if call not in reads
+            } & WRITES
+            writing -= {"replace"} if "str" in ast.unparse(function) else set()
+            if writing and not names & {"fault", "write_durably"}:
+                yield function.name
+
+
+def test_the_environment_names_the_point_and_the_error(monkeypatch):
+    monkeypatch.setenv("WORKBENCH_FAULT", "here:ENOSPC")
+    files.fault("there")
+    with pytest.raises(OSError, match="No space left"):
+        files.fault("here")
 
 
 def test_a_system_without_exchange_replaces_in_two_steps(store, make_result, monkeypatch):
@@ -92,6 +108,27 @@ def test_a_system_without_exchange_replaces_in_two_steps(store, make_result, mon
     new = make_result(2, key=make_result(1).key)
     assert store.publish(new, replace=True).metrics() == new.metrics()
     assert store.verify().whole == (new.key,)
+    assert list((store.path / "temp").iterdir()) == []
+
+
+def test_a_replacement_that_fails_between_its_two_moves_leaves_the_old(
+    store, make_result, monkeypatch
+):
+    monkeypatch.setattr("workbench.store.shelf.exchange", lambda one, other: False)
+    old = store.publish(make_result(1))
+    rename, asked = type(store.path).rename, []
+
+    def fail(path, target):
+        asked.append(path)
+        # The third is the move of the new result into the place of the old one.
+        if len(asked) == 3:
+            raise OSError(5, "Input/output error")
+        return rename(path, target)
+
+    monkeypatch.setattr(type(store.path), "rename", fail)
+    with pytest.raises(StoreError, match="input/output error"):
+        store.publish(make_result(2, key=old.key), replace=True)
+    assert store.get(old.key).metrics() == make_result(1).metrics()
 
 
 def test_exchange_swaps_or_does_nothing(tmp_path):
@@ -104,35 +141,14 @@ def test_exchange_swaps_or_does_nothing(tmp_path):
     assert (tmp_path / "a" / "who").exists()
 
 
-@pytest.mark.parametrize("point", REQUEST)
-def test_a_request_is_remembered_whole_or_not_at_all(store, make_result, point):
-    key, request = store.publish(make_result()).key, "d" * 64
-    assert killed_at(point, lambda: store.remember_request(request, key))
-    assert store.find_request(request) == (key if point == "after-file-rename" else None)
+def test_a_filesystem_without_hard_links_still_has_claims(store, monkeypatch):
+    def refuse(source, target):
+        raise OSError(95, "Operation not supported")
 
-
-def test_killed_while_removing_a_result_is_gone_and_only_that_one(store, make_result):
-    keep, drop = (store.publish(make_result(number)).key for number in (1, 2))
-    assert killed_at("after-remove", lambda: store.shelf.remove(drop))
-    assert store.verify().whole == (keep,)
-
-
-def test_killed_while_a_damaged_result_is_set_aside_it_is_not_served(store, make_result):
-    keep, bad = (store.publish(make_result(number)).key for number in (1, 2))
-    (store.folder(bad) / "arrays.safetensors").write_bytes(b"rotten")
-    assert killed_at("after-set-aside", lambda: quiet(store).find(bad))
-    assert store.find(bad) is None
-    assert store.verify().whole == (keep,)
-    assert len(list((store.path / "damaged").iterdir())) == 1
-
-
-def test_killed_after_a_piece_or_with_a_lease_the_next_goes_on(store, make_result):
-    key = make_result().key
-    part = {"a": torch.ones(2)}
-    work = lambda: Pieces(store.path, key).get_or_compute("batch-0", lambda: part)  # noqa: E731
-    assert killed_at("after-piece", work)
-    kept = Pieces(store.path, key).get_or_compute("batch-0", lambda: pytest.fail("was kept"))
-    assert torch.equal(kept["a"], part["a"])
-    assert killed_at("after-lease", lambda: store.lease(key).try_acquire())
-    with store.lease(key, wait=0) as lease:
-        assert lease.held
+    monkeypatch.setattr("os.link", refuse)
+    with (
+        Lease(store.path / "leases", "a" * 64) as one,
+        Lease(one.path.parent, "a" * 64, wait=0) as two,
+    ):
+        assert (one.held, two.held) == (True, False)
+    assert list((store.path / "leases").iterdir()) == []

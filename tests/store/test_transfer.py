@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import pickle
 import shutil
 import stat
 import tarfile
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 from workbench.errors import StoreError
+from workbench.store.record import write_manifest
 from workbench.store.results import Store
 
 
@@ -117,6 +119,61 @@ def test_a_tar_with_a_member_out_of_place_is_refused(other, tmp_path, name):
     assert_untouched(other)
 
 
+@pytest.mark.parametrize("kind", [tarfile.CHRTYPE, tarfile.BLKTYPE])
+def test_a_tar_with_a_device_file_is_refused(filled, other, tmp_path, kind):
+    member = tarfile.TarInfo("a/x.json")
+    member.type, member.devmajor, member.devminor = kind, 1, 3
+    with tarfile.open(tmp_path / "x.tar", "w") as archive:
+        archive.addfile(member)
+    with pytest.raises(StoreError, match="refused"):
+        other.import_from(tmp_path / "x.tar")
+    assert_untouched(other)
+
+
+@pytest.mark.parametrize("kind", [stat.S_IFCHR, stat.S_IFBLK, stat.S_IFIFO, stat.S_IFSOCK])
+def test_a_zip_with_a_device_is_refused(filled, other, make_result, tmp_path, kind):
+    folder = filled.folder(make_result().key)
+    path = zip_with(tmp_path / "x.zip", folder, "x.json", b"{}", kind | 0o644)
+    with pytest.raises(StoreError, match="refused"):
+        other.import_from(path)
+    assert_untouched(other)
+
+
+class Bomb:
+    """Unpickling it makes a file."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return (open, (self.path, "w"))
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "more.json", "more.jsonl", "more.txt"])
+def test_a_pickle_under_an_honest_name_is_refused_and_never_run(
+    filled, other, make_result, tmp_path, name
+):
+    folder = filled.folder(make_result(1).key)
+    (folder / name).write_bytes(pickle.dumps(Bomb(tmp_path / "ran"), protocol=4))
+    (folder / "manifest.json").unlink()
+    write_manifest(folder, ["arrays.safetensors", "result.json", name])
+    with pytest.raises(StoreError, match="must hold what its name says") as caught:
+        other.import_from(filled.path)
+    assert "\n" not in str(caught.value)
+    assert_untouched(other)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_hard_link_is_copied_and_never_linked(filled, other, make_result, tmp_path):
+    folder = filled.folder(make_result(1).key)
+    secret = tmp_path / "elsewhere.safetensors"
+    os.link(folder / "arrays.safetensors", secret)
+    other.import_from(folder)
+    copied = other.folder(make_result(1).key) / "arrays.safetensors"
+    assert copied.stat().st_nlink == 1
+    assert not copied.samefile(secret)
+
+
 def spoil(folder, how):
     if how == "flipped array":
         path = folder / "arrays.safetensors"
@@ -132,6 +189,16 @@ def spoil(folder, how):
         outside = folder.parent / "arrays.safetensors"
         (folder / "arrays.safetensors").rename(outside)
         (folder / "arrays.safetensors").symlink_to(outside)
+    elif how == "symlinked result":
+        folder.rename(folder.parents[2] / "elsewhere")
+        folder.symlink_to(folder.parents[2] / "elsewhere")
+    elif how == "symlinked shard":
+        shard = folder.parent
+        shard.rename(folder.parents[2] / "elsewhere")
+        shard.symlink_to(folder.parents[2] / "elsewhere")
+    elif how == "fifo":
+        (folder / "result.json").unlink()
+        os.mkfifo(folder / "result.json")
     elif how == "subfolder":
         (folder / "more.json").mkdir()
     elif how == "wrong key":
@@ -149,6 +216,9 @@ def spoil(folder, how):
         "no manifest entry",
         "pickle",
         "symlink",
+        "symlinked result",
+        "symlinked shard",
+        "fifo",
         "subfolder",
         "wrong key",
         "no document",

@@ -5,13 +5,8 @@ import os
 import sqlite3
 
 import pytest
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
-from tests.store.conftest import build_result
 from workbench.errors import ConfigError, StoreError
-from workbench.store.results import Store
 
 
 @pytest.fixture
@@ -111,62 +106,3 @@ def test_a_negative_age_or_number_is_refused(store):
         store.gc(older_than=-1)
     with pytest.raises(ConfigError, match="must be 0 or more"):
         store.gc(keep_latest=-1)
-
-
-class StoreAgainstDict(RuleBasedStateMachine):
-    """Whatever is done to a store, it answers as a dict would."""
-
-    numbers = st.integers(0, 3)
-
-    @initialize()
-    def open(self):
-        import tempfile
-
-        self.folder = tempfile.TemporaryDirectory()
-        self.store = Store(self.folder.name, report=lambda message: None)
-        self.model = {}
-
-    @rule(number=numbers, value=st.floats(allow_nan=False), replace=st.booleans())
-    def publish(self, number, value, replace):
-        result = build_result(number, metrics={"value": value})
-        kept = self.store.publish(result, replace=replace)
-        if replace or result.key not in self.model:
-            self.model[result.key] = value
-        assert kept.metrics() == {"value": self.model[result.key]}
-
-    @rule(number=numbers)
-    def find(self, number):
-        key = build_result(number).key
-        found = self.store.find(key)
-        assert (found and found.metrics()["value"]) == self.model.get(key)
-
-    @precondition(lambda self: self.model)
-    @rule(data=st.data(), name=st.sampled_from(["arrays.safetensors", "result.json"]))
-    def damage(self, data, name):
-        key = data.draw(st.sampled_from(sorted(self.model)))
-        (self.store.folder(key) / name).write_bytes(b"{}")
-        assert self.store.find(key) is None
-        del self.model[key]
-
-    @rule(keep=st.integers(0, 3))
-    def collect(self, keep):
-        for key in self.store.gc(keep_latest=keep).removed:
-            del self.model[key]
-        assert len(self.model) <= keep
-
-    @rule()
-    def rebuild(self):
-        assert self.store.rebuild() == len(self.model)
-
-    @rule()
-    def list(self):
-        listed = {entry.key: entry.metrics["value"] for entry in self.store.list()}
-        assert listed == self.model
-
-    def teardown(self):
-        if hasattr(self, "folder"):
-            self.folder.cleanup()
-
-
-TestStoreAgainstDict = StoreAgainstDict.TestCase
-TestStoreAgainstDict.settings = settings(max_examples=10, stateful_step_count=15, deadline=None)

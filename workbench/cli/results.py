@@ -109,7 +109,10 @@ def list_command(
 
 def to_dict(entry: Any) -> dict[str, Any]:
     """The fields of a line of the list."""
-    return dict(vars(entry))
+    fields = entry._asdict()
+    return {
+        "metrics" if name == "metrics_json" else name: value for name, value in fields.items()
+    } | {"metrics": entry.metrics}
 
 
 @app.command("show")

@@ -128,7 +128,7 @@ def _read(path: Path) -> Task:
     except OSError as error:
         reason = (error.strerror or "no such file").lower()
         raise ConfigError(f"the task file must be readable; {path}: {reason}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"the task file must be JSON in UTF-8; {path}: {error}") from error
     return task_from(content, path.name)
 

@@ -127,8 +127,10 @@ def _combinations(document: Mapping[str, Any]) -> Iterator[_Asked]:
 
 
 def _probes(given: Any) -> dict[str, dict[str, Any]]:
-    if isinstance(given, str | list):
-        given = dict.fromkeys(_as_list(given))
+    if isinstance(given, str):
+        given = [given]
+    if isinstance(given, list) and all(isinstance(name, str) for name in given):
+        given = dict.fromkeys(given)
     if not isinstance(given, Mapping):
         raise ConfigError(
             f"probes must be names, or names with settings; got {given!r}; write {_EXAMPLE['probes']}"

@@ -4,8 +4,7 @@ A file holds ``{"name", "version", "model", "revision", "layers", "heads", setti
 "calibration"}``; all but ``name`` and the settings may be absent.
 """
 
-import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -66,33 +65,16 @@ def from_content(content: Mapping[str, Any]) -> Intervention:
         ConfigError: A newer version, a setting that is missing, unknown or out of range.
     """
     name = content.get("name")
-    if name not in INTERVENTIONS:
+    if not isinstance(name, str) or name not in INTERVENTIONS:
         raise UnknownNameError("intervention", str(name), INTERVENTIONS)
     version = content.get("version", VERSION)
-    if not isinstance(version, int) or version > VERSION:
+    if type(version) is not int or version > VERSION:
         raise ConfigError(
             f"the intervention file's version must be a whole number up to {VERSION}; got {version!r}; "
             "update workbench"
         )
     settings = {key: value for key, value in content.items() if key not in _ABOUT}
-    if settings.get("heads") is not None:
-        settings["heads"] = tuple(_pair(head) for head in _listed(settings["heads"], "heads"))
-    if isinstance(settings.get("positions"), list):
-        settings["positions"] = tuple(
-            _whole(position, "positions") for position in settings["positions"]
-        )
-    if isinstance(settings.get("gamma"), list):
-        settings["gamma"] = tuple(_number(gamma, "gamma") for gamma in settings["gamma"])
-    kind = INTERVENTIONS[name]
-    needed = [f.name for f in dataclasses.fields(kind) if f.default is dataclasses.MISSING]
-    known = {field.name for field in dataclasses.fields(kind)}
-    missing = [field for field in needed if field not in settings]
-    if missing and known >= set(settings):  # a name that does not exist is told first, below
-        raise ConfigError(
-            f"{name} needs {', '.join(missing)}; got {', '.join(settings) or 'no settings'}; "
-            f"add {missing[0]}"
-        )
-    intervention: Intervention = make_config(kind, settings, name)
+    intervention: Intervention = make_config(INTERVENTIONS[name], settings, name)
     return intervention
 
 
@@ -108,27 +90,3 @@ def _from_dict(content: Mapping[str, Any], spec: ModelSpec) -> Intervention:
                 f"{found}; calibrate it again for this model"
             )
     return intervention
-
-
-def _pair(head: Any) -> tuple[int, int]:
-    if len(_listed(head, "heads")) != 2:
-        raise ConfigError(f"heads must be [layer, head] pairs; got {head!r}; use e.g. [[0, 3]]")
-    return _whole(head[0], "heads"), _whole(head[1], "heads")
-
-
-def _listed(value: Any, what: str) -> Sequence[Any]:
-    if not isinstance(value, list | tuple):
-        raise ConfigError(f"{what} must be a list of [layer, head] pairs; got {value!r}")
-    return value
-
-
-def _whole(value: Any, what: str) -> int:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise ConfigError(f"{what} must be whole numbers; got {value!r}")
-    return value
-
-
-def _number(value: Any, what: str) -> float:
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        raise ConfigError(f"{what} must be one number, or a list of numbers; got {value!r}")
-    return float(value)

@@ -2,30 +2,48 @@
 
 The catalogue is only a copy: it is brought up to date with the directories whenever it is asked,
 can be deleted at any time, and where SQLite cannot work (a network filesystem, a read-only
-folder) everything goes on without it.
+folder) everything goes on without it. ``WORKBENCH_CATALOGUE=off`` does without it anyway: several
+machines must not share one over a network.
+
+Results are spread over 256 directories, the shards. One whose time stamp is the one that was noted
+has the results that were noted; only the others are looked through. Every row carries a checksum,
+which SQLite itself has not.
 """
 
 import contextlib
 import json
+import os
 import sqlite3
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from workbench.result import edit_text, model_name
+from workbench.store.files import fault, filesystem_now
 from workbench.store.migrations import upgrade_catalogue
 from workbench.store.record import Record
+from workbench.store.shelf import Shelf
 from workbench.store.strict_json import read_number, to_json
 
 BUSY_MILLISECONDS = 5000
-_COLUMNS = "key, probe, version, model, created, metrics, size_bytes, edit"
+RACY_SECONDS = 2.0
+"""A directory that changed less long ago may change again under the same time stamp."""
+_COLUMNS = "key, probe, version, model, created, metrics, size_bytes, edit, checksum"
+_LOOK_AGAIN = -1
+"""The stamp of a shard that is looked through next time, whatever its time says."""
 
 
-@dataclass(frozen=True)
-class Entry:
-    """One line of a list of results."""
+def is_off() -> bool:
+    """Whether the environment says to do without a catalogue."""
+    return os.environ.get("WORKBENCH_CATALOGUE", "").lower() == "off"
+
+
+class Entry(NamedTuple):
+    """One line of a list of results; a tuple, since a list may have a hundred thousand."""
 
     key: str
     probe: str
@@ -34,7 +52,7 @@ class Entry:
     """The model's name, "" when none is known."""
     created: str
     """When it was measured, ISO 8601 in UTC."""
-    metrics: dict[str, float]
+    metrics_json: str
     size_bytes: int
     edit: str = ""
     """The interventions under which it was measured, in words; "" for the stock model."""
@@ -43,6 +61,11 @@ class Entry:
     def subject(self) -> str:
         """What was measured: the model, and how it was edited."""
         return f"{self.model} under {self.edit}" if self.edit else self.model
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The headline numbers, by name."""
+        return {name: read_number(value) for name, value in json.loads(self.metrics_json).items()}
 
     @property
     def headline(self) -> str:
@@ -60,7 +83,7 @@ def entry_of(record: Record) -> Entry:
         version=document["version"],
         model=model_name(document["provenance"]),
         created=_utc(document["provenance"].get("created"), record.folder),
-        metrics={name: read_number(value) for name, value in document["metrics"].items()},
+        metrics_json=to_json(document["metrics"]),
         size_bytes=record.size_bytes,
         edit=edit_text(document["provenance"]),
     )
@@ -85,7 +108,7 @@ class Catalogue:
 
     def entries(
         self,
-        stamps: Mapping[str, int],
+        shelf: Shelf,
         read: Callable[[str], Entry | None],
         *,
         probe: str | None = None,
@@ -95,20 +118,22 @@ class Catalogue:
         """Bring the catalogue up to date and query it; None where SQLite does not work.
 
         Args:
-            stamps: When each directory of the store was last changed, by key.
+            shelf: The directories of the store.
             read: Reads one result's entry; None: it cannot be served.
             probe: Only this probe's results.
             model: Only this model's results.
             limit: At most so many, the newest first.
         """
+        if is_off():
+            return None
         for _ in range(2):
             try:
                 with self._connect() as connection:
                     if connection is None:
                         return None
-                    _synchronise(connection, stamps, read)
+                    _synchronise(connection, shelf, read)
                     return _query(connection, probe, model, limit)
-            except sqlite3.OperationalError as error:
+            except (sqlite3.OperationalError, OSError) as error:
                 self._tell(f"the catalogue cannot be used ({error}); reading the results instead")
                 return None
             except sqlite3.DatabaseError as error:
@@ -121,6 +146,7 @@ class Catalogue:
         """Remove the catalogue; the next query makes it anew."""
         try:
             for suffix in ("", "-wal", "-shm", "-journal"):
+                fault("before-discard-catalogue")
                 self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
         except OSError:
             return False
@@ -150,62 +176,92 @@ class Catalogue:
 
 
 def _synchronise(
-    connection: sqlite3.Connection,
-    stamps: Mapping[str, int],
-    read: Callable[[str], Entry | None],
+    connection: sqlite3.Connection, shelf: Shelf, read: Callable[[str], Entry | None]
 ) -> None:
-    known = dict(connection.execute("SELECT key, stamp FROM results").fetchall())
-    gone = [(key,) for key in known if key not in stamps]
-    changed = [key for key, stamp in stamps.items() if known.get(key) != stamp]
-    if not gone and not changed:
+    # The order matters: what happens after a time stamp was read is found by the next look.
+    stamps = shelf.shards()
+    known = dict(connection.execute("SELECT name, stamp FROM shards").fetchall())
+    changed = [name for name in stamps if known.get(name) != stamps[name]]
+    gone = [name for name in known if name not in stamps]
+    if not changed and not gone:
         return
+    settled = (filesystem_now(shelf.path) - RACY_SECONDS) * 1e9
     # Files are read before the write lock is taken, so that no other process waits for them.
-    found = [(stamps[key], entry) for key in changed if (entry := read(key)) is not None]
-    unreadable = set(changed) - {entry.key for _, entry in found}
+    looks = [_look(connection, name, shelf.scan(name), read) for name in changed]
     connection.execute("BEGIN IMMEDIATE")
-    connection.executemany(
-        "DELETE FROM results WHERE key = ?", gone + [(key,) for key in unreadable]
-    )
-    connection.executemany(
-        f"INSERT OR REPLACE INTO results (stamp, {_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        [(stamp, *_row(entry)) for stamp, entry in found],
-    )
+    for look in looks:
+        trust = look.complete and stamps[look.shard] < settled
+        _note(connection, look, stamps[look.shard] if trust else _LOOK_AGAIN)
+    for name in gone:
+        connection.execute("DELETE FROM results WHERE key BETWEEN ? AND ?", _span(name))
+        connection.execute("DELETE FROM shards WHERE name = ?", (name,))
+    fault("before-commit")
     connection.execute("COMMIT")
 
 
-def _row(entry: Entry) -> tuple[str, str, int, str, str, str, int, str]:
-    return (
-        entry.key,
-        entry.probe,
-        entry.version,
-        entry.model,
-        entry.created,
-        to_json(entry.metrics),
-        entry.size_bytes,
-        entry.edit,
+@dataclass(frozen=True)
+class _Look:
+    """What differs between a shard and its rows."""
+
+    shard: str
+    drop: list[str]
+    found: list[tuple[int, Entry]]
+    """Time stamp and entry of results that are new or have changed."""
+    complete: bool
+    """Whether every result could be read; what a newer workbench wrote may be readable later."""
+
+
+def _look(
+    connection: sqlite3.Connection,
+    shard: str,
+    stamps: Mapping[str, int],
+    read: Callable[[str], Entry | None],
+) -> _Look:
+    rows = connection.execute(
+        "SELECT key, stamp FROM results WHERE key BETWEEN ? AND ?", _span(shard)
     )
+    known = dict(rows.fetchall())
+    changed = [key for key, stamp in stamps.items() if known.get(key) != stamp]
+    found = [(stamps[key], entry) for key in changed if (entry := read(key)) is not None]
+    unreadable = set(changed) - {entry.key for _, entry in found}
+    gone = [key for key in known if key not in stamps]
+    return _Look(shard, [*gone, *unreadable], found, not unreadable)
+
+
+def _span(shard: str) -> tuple[str, str]:
+    """The least and the greatest text that a key in a shard can be."""
+    return shard, f"{shard}~"
+
+
+def _note(connection: sqlite3.Connection, look: _Look, stamp: int) -> None:
+    connection.executemany("DELETE FROM results WHERE key = ?", [(key,) for key in look.drop])
+    connection.executemany(
+        f"INSERT OR REPLACE INTO results (stamp, {_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        [(changed, *entry, _checksum(tuple(entry))) for changed, entry in look.found],
+    )
+    connection.execute("INSERT OR REPLACE INTO shards VALUES (?, ?)", (look.shard, stamp))
+
+
+def _checksum(row: tuple[Any, ...]) -> int:
+    return zlib.crc32("\n".join(map(str, row)).encode())
 
 
 def _query(
     connection: sqlite3.Connection, probe: str | None, model: str | None, limit: int | None
 ) -> list[Entry]:
-    rows = connection.execute(
-        f"SELECT {_COLUMNS} FROM results"
-        " WHERE (? IS NULL OR probe = ?) AND (? IS NULL OR model = ?)"
-        " ORDER BY created DESC, key LIMIT ?",
-        (probe, probe, model, model, -1 if limit is None else limit),
-    )
-    return [
-        Entry(key, name, version, on, created, _metrics(metrics), size, edit)
-        for key, name, version, on, created, metrics, size, edit in rows
-    ]
+    query = f"SELECT {_COLUMNS} FROM results WHERE (? IS NULL OR probe = ?) AND (? IS NULL OR model = ?)"
+    given: list[Any] = [probe, probe, model, model]
+    if limit is not None:
+        query, given = f"{query} ORDER BY created DESC, key LIMIT ?", [*given, limit]
+    found = [_checked(row) for row in connection.execute(query, given)]
+    # All rows in SQLite's order of time take twice as long as all rows.
+    return _newest_first(found) if limit is None else found
 
 
-def _metrics(text: str) -> dict[str, float]:
-    try:
-        return {name: read_number(value) for name, value in json.loads(text).items()}
-    except (AttributeError, TypeError, ValueError) as error:
-        raise sqlite3.DatabaseError(f"a row holds no metrics: {error}") from error
+def _checked(row: tuple[Any, ...]) -> Entry:
+    if _checksum(row[:-1]) != row[-1]:
+        raise sqlite3.DatabaseError(f"a row does not match its checksum: {row[0]!r}")
+    return Entry._make(row[:-1])
 
 
 def select(
@@ -217,6 +273,11 @@ def select(
         for entry in entries
         if (probe is None or entry.probe == probe) and (model is None or entry.model == model)
     ]
-    chosen.sort(key=lambda entry: entry.key)
-    chosen.sort(key=lambda entry: entry.created, reverse=True)
+    chosen = _newest_first(chosen)
     return chosen if limit is None else chosen[:limit]
+
+
+def _newest_first(entries: list[Entry]) -> list[Entry]:
+    entries.sort(key=attrgetter("key"))
+    entries.sort(key=attrgetter("created"), reverse=True)
+    return entries

@@ -7,6 +7,7 @@ import hashlib
 import os
 import secrets
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,8 +25,10 @@ def fault(point: str) -> None:
     """Fail here when the environment asks for it; tests use it to crash at every step.
 
     ``WORKBENCH_FAULT=after-arrays`` kills the process at that point, as a power cut would;
-    ``WORKBENCH_FAULT=after-arrays:ENOSPC`` raises that operating-system error instead.
+    ``WORKBENCH_FAULT=after-arrays:ENOSPC`` raises that operating-system error instead. Who listens
+    to the interpreter's audit events sees every point that is passed.
     """
+    sys.audit("workbench.fault", point)
     wanted, _, error = os.environ.get("WORKBENCH_FAULT", "").partition(":")
     if wanted != point:
         return
@@ -137,3 +140,13 @@ def sha256_of(path: Path) -> str:
 def folder_size_bytes(folder: Path) -> int:
     """The bytes that the files under a folder hold; 0 for a file."""
     return sum(path.lstat().st_size for path in folder.rglob("*") if not path.is_dir())
+
+
+def filesystem_now(folder: Path) -> float:
+    """The time by the clock that stamps a folder's files, which may be a file server's, not ours."""
+    probe = folder / f".now-{secrets.token_hex(4)}"
+    try:
+        probe.touch(exist_ok=False)
+        return probe.stat().st_mtime
+    finally:
+        probe.unlink(missing_ok=True)

@@ -6,6 +6,7 @@ dies the touching stops, and after a few missed beats anyone may take the claim 
 """
 
 import contextlib
+import errno
 import json
 import os
 import secrets
@@ -16,9 +17,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from workbench.store.files import explained, fault
+from workbench.store.files import explained, fault, filesystem_now
 
 BEAT_SECONDS = 5.0
+_NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
+"""What a filesystem without hard links answers."""
 MISSED_BEATS = 6
 """Beats that must be missed before a claim counts as abandoned."""
 
@@ -101,18 +104,37 @@ class Lease:
         """Give the claim back, unless somebody has taken it over."""
         self._stop.set()
         if self.held and self._is_ours():
+            fault("before-release")
             self.path.unlink(missing_ok=True)
         self.held = False
 
     def _create(self) -> bool:
         content = {"owner": self._owner, "host": socket.gethostname(), "pid": os.getpid()}
+        draft = self.path.with_name(f".claim-{self._owner}")
+        try:
+            draft.write_bytes(json.dumps(content).encode())
+            fault("during-lease")
+            # A claim appears with its content: an empty one would keep others waiting for nobody.
+            # Of two processes that link to one name at once, exactly one succeeds.
+            os.link(draft, self.path)
+        except FileExistsError:
+            return False
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            return self._create_in_place(json.dumps(content).encode())
+        finally:
+            draft.unlink(missing_ok=True)
+        return True
+
+    def _create_in_place(self, content: bytes) -> bool:
         try:
             # O_EXCL: of two processes that create the file at once, exactly one succeeds.
             descriptor = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
         except FileExistsError:
             return False
         with os.fdopen(descriptor, "wb") as file:
-            file.write(json.dumps(content).encode())
+            file.write(content)
         return True
 
     def _discard_stale(self) -> None:
@@ -123,6 +145,7 @@ class Lease:
             self.path.rename(aside)
         except FileNotFoundError:
             return
+        fault("after-stale")
         if read_owner(aside) != abandoned:
             with contextlib.suppress(OSError):
                 os.link(aside, self.path)
@@ -161,7 +184,7 @@ def is_stale(path: Path, beat: float = BEAT_SECONDS) -> bool:
     if owner.get("host") == socket.gethostname() and _is_dead(owner.get("pid")):
         return True
     try:
-        age = _filesystem_now(path.parent) - path.stat().st_mtime
+        age = filesystem_now(path.parent) - path.stat().st_mtime
     except FileNotFoundError:
         return True
     return age > MISSED_BEATS * beat
@@ -178,13 +201,3 @@ def _is_dead(pid: object) -> bool:
     except (OSError, OverflowError):
         return False
     return False
-
-
-def _filesystem_now(folder: Path) -> float:
-    """The time by the clock that stamps the claims, which may be a file server's, not ours."""
-    probe = folder / f".now-{secrets.token_hex(4)}"
-    try:
-        probe.touch(exist_ok=False)
-        return probe.stat().st_mtime
-    finally:
-        probe.unlink(missing_ok=True)

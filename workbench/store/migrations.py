@@ -28,10 +28,21 @@ def _add_edit(connection: sqlite3.Connection) -> None:
     connection.execute("DELETE FROM results")
 
 
+def _note_shards(connection: sqlite3.Connection) -> None:
+    # Rows without a checksum are filled in anew from the results.
+    connection.execute("DELETE FROM results")
+    connection.execute("ALTER TABLE results ADD COLUMN checksum INTEGER NOT NULL DEFAULT 0")
+    connection.execute("CREATE TABLE shards (name TEXT PRIMARY KEY, stamp INTEGER NOT NULL)")
+
+
 RESULT_STEPS: tuple[Callable[[Document], Document], ...] = ()
 """Steps for ``result.json``; the first would turn schema 1 into schema 2."""
 
-CATALOGUE_STEPS: tuple[Callable[[sqlite3.Connection], None], ...] = (_create_results, _add_edit)
+CATALOGUE_STEPS: tuple[Callable[[sqlite3.Connection], None], ...] = (
+    _create_results,
+    _add_edit,
+    _note_shards,
+)
 """Steps for the catalogue; the first turns an empty database (schema 0) into schema 1."""
 
 RESULT_SCHEMA = 1 + len(RESULT_STEPS)

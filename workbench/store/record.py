@@ -220,6 +220,11 @@ def _checked_document(folder: Path, key: str) -> dict[str, Any]:
             )
     if document["key"] != key:
         raise DamagedResultError(f"{DOCUMENT} of result {key} belongs to {document['key']!r}")
+    for axis, names in document["labels"].items():
+        if not isinstance(names, list):
+            raise DamagedResultError(
+                f"the labels of {axis!r} in {DOCUMENT} of result {key} must be a list"
+            )
     try:
         _ = [read_number(value) for value in document["metrics"].values()]
     except (TypeError, ValueError) as error:

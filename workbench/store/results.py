@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from workbench.errors import DamagedResultError, StoreError
 from workbench.result import Result
@@ -136,12 +137,13 @@ class Store:
         self, probe: str | None = None, model: str | None = None, limit: int | None = None
     ) -> Entries:
         """The results, the newest first; of one probe or one model if asked."""
-        stamps = self.shelf.stamps()
-        if not stamps:
+        if not self.shelf.shards():
             return []
-        entries = self.catalogue.entries(stamps, self.entry, probe=probe, model=model, limit=limit)
+        entries = self.catalogue.entries(
+            self.shelf, self.entry, probe=probe, model=model, limit=limit
+        )
         if entries is None:
-            found = [entry for key in stamps if (entry := self.entry(key)) is not None]
+            found = [e for key in self.shelf.stamps() if (e := self.entry(key)) is not None]
             entries = select(found, probe, model, limit)
         return entries
 
@@ -154,7 +156,8 @@ class Store:
             return None
         return None if record is None else entry_of(record)
 
-    def _arrays(self, record: Record) -> StoredArrays:
+    # Not typed as a mapping: a run-time check of types would read one of the arrays.
+    def _arrays(self, record: Record) -> Any:
         """Arrays that set the result aside when they turn out damaged."""
         return StoredArrays(record, lambda error: self.shelf.set_aside(record.key, error))
 

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import re
 import secrets
 import shutil
 import sys
@@ -14,6 +15,9 @@ from workbench.errors import DamagedResultError, StoreError
 from workbench.store.files import exchange, explained, fault, sync_folder
 from workbench.store.record import Record, RemovedResultError, is_key, read_record
 
+REPLACED = "replaced"
+"""Begins the name of a directory in ``temp/`` that holds a result until another is in its place."""
+_SHARD = re.compile(r"[0-9a-f]{2}")
 _IN_THE_WAY = {errno.ENOTEMPTY, errno.EEXIST}
 
 
@@ -59,18 +63,31 @@ class Shelf:
             raise StoreError(f"a key must be 64 lower-case hex characters; got {key!r}")
         return self.path / "results" / key[:2] / key
 
-    def stamps(self) -> dict[str, int]:
-        """When each result's directory was last changed (nanoseconds), by key."""
+    def shards(self) -> dict[str, int]:
+        """When each of the directories that results are spread over was last changed (ns)."""
         found = {}
         with explained("read", self.path), contextlib.suppress(FileNotFoundError):
             for shard in list(os.scandir(self.path / "results")):
-                if shard.is_dir():
-                    for folder in list(os.scandir(shard.path)):
-                        # gc and set_aside may take a directory away under our eyes.
-                        with contextlib.suppress(FileNotFoundError):
-                            if is_key(folder.name) and folder.is_dir():
-                                found[folder.name] = folder.stat().st_mtime_ns
+                with contextlib.suppress(FileNotFoundError):
+                    if _SHARD.fullmatch(shard.name) and shard.is_dir():
+                        found[shard.name] = _changed(shard.stat())
         return found
+
+    def scan(self, shard: str) -> dict[str, int]:
+        """When each result's directory in a shard was last changed (nanoseconds), by key."""
+        found = {}
+        with explained("read", self.path), contextlib.suppress(FileNotFoundError):
+            for folder in list(os.scandir(self.path / "results" / shard)):
+                # gc and set_aside may take a directory away under our eyes.
+                with contextlib.suppress(FileNotFoundError):
+                    named = is_key(folder.name) and folder.name.startswith(shard)
+                    if named and folder.is_dir():
+                        found[folder.name] = _changed(folder.stat())
+        return found
+
+    def stamps(self) -> dict[str, int]:
+        """When each result's directory was last changed (nanoseconds), by key."""
+        return {key: stamp for shard in self.shards() for key, stamp in self.scan(shard).items()}
 
     def read(self, key: str, *, deep: bool) -> Record | None:
         """Read and check a result; a damaged one is set aside before its error goes on.
@@ -114,24 +131,43 @@ class Shelf:
         fault("before-rename")
         # Each round clears away what was in the way; a third can only be needed by a race.
         for last in (False, False, True):
-            try:
-                scratch.rename(folder)
+            if self._place(scratch, folder, last):
                 break
-            except OSError as error:
-                if error.errno not in _IN_THE_WAY or last:
-                    raise
-            if replace:
-                # What was there goes with the scratch directory.
-                if exchange(scratch, folder):
-                    fault("after-exchange")
-                    break
-                self.remove(key)
-            elif self._holds_whole(key):
+            if replace and self._swap(scratch, folder):
+                break
+            if not replace and self._holds_whole(key):
                 return False
         fault("after-rename")
         sync_folder(folder.parent)
         fault("after-publish")
         return True
+
+    def _place(self, scratch: Path, folder: Path, must: bool) -> bool:
+        try:
+            scratch.rename(folder)
+        except OSError as error:
+            if error.errno not in _IN_THE_WAY or must:
+                raise
+            return False
+        return True
+
+    def _swap(self, scratch: Path, folder: Path) -> bool:
+        """Put a directory in the place of another; False when a third came in between."""
+        if exchange(scratch, folder):
+            # What was there goes with the scratch directory.
+            fault("after-exchange")
+            return True
+        # ``rescue`` finds what was there if we die between the two moves.
+        with self.scratch(f"{REPLACED}-{folder.name}") as aside:
+            with contextlib.suppress(FileNotFoundError):
+                folder.rename(aside / folder.name)
+            fault("between-moves")
+            try:
+                return self._place(scratch, folder, must=False)
+            except OSError:
+                with contextlib.suppress(OSError):
+                    (aside / folder.name).rename(folder)
+                raise
 
     def _holds_whole(self, key: str) -> bool:
         try:
@@ -161,6 +197,30 @@ class Shelf:
             with contextlib.suppress(OSError):
                 aside.rename(folder)
         return DamagedResultError(f"{error}; it was set aside in {aside}, compute it again")
+
+    def rescue(self) -> list[str]:
+        """Put whole results back that a crash left between two places; returns their keys.
+
+        Two moves cannot be one step: a replacement where directories cannot be swapped, and the
+        way back of a whole result that was set aside by mistake.
+        """
+        places = [*(self.path / "damaged").glob("*"), *(self.path / "temp").glob(f"{REPLACED}-*/*")]
+        rescued = []
+        for place in places:
+            key = place.name[:64]
+            if is_key(key) and not self.folder(key).exists() and _is_whole(place, key):
+                with contextlib.suppress(OSError):
+                    place.rename(self.folder(key))
+                    fault("after-rescue")
+                    sync_folder(self.folder(key).parent)
+                    rescued.append(key)
+                    self._report(f"result {key} was found whole in {place.parent} and put back")
+        return rescued
+
+
+def _changed(status: os.stat_result) -> int:
+    # A copy may keep the time of its contents; that of the directory itself cannot be set.
+    return max(status.st_mtime_ns, status.st_ctime_ns)
 
 
 def _is_whole(folder: Path, key: str) -> bool:

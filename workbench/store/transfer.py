@@ -18,9 +18,11 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO
 
+import safetensors
+
 from workbench.errors import DamagedResultError, StoreError
 from workbench.store.arrays import StoredArrays
-from workbench.store.files import CHUNK_BYTES, copy_durably, explained, sync_folder
+from workbench.store.files import CHUNK_BYTES, copy_durably, explained, fault, sync_folder
 from workbench.store.outcomes import Imported
 from workbench.store.record import (
     DOCUMENT,
@@ -69,7 +71,11 @@ def import_from(store: Store, source: Path) -> Imported:
 def _find_results(source: Path) -> list[Path]:
     # A store's temp/ and damaged/ are not results.
     start = source / "results" if (source / "results").is_dir() else source
-    return sorted(path.parent for path in start.rglob(MANIFEST))
+    inside = [*start.rglob("*"), *([] if start == source else [start])]
+    for path in inside:
+        if path.is_symlink():
+            raise _refused(str(path))
+    return sorted(path.parent for path in inside if path.name == MANIFEST)
 
 
 def _stage(folder: Path, scratch: Path) -> Path:
@@ -92,8 +98,30 @@ def _stage(folder: Path, scratch: Path) -> Path:
         raise StoreError(f"{folder} must hold only what its {MANIFEST} lists; also found {extra}")
     record.check_contents()
     StoredArrays(record).describe()
+    for name in record.files:
+        _check_format(staged / name)
     sync_folder(staged)
     return staged
+
+
+def _check_format(path: Path) -> None:
+    """Refuse a file whose content is not what its name says, a pickle for example."""
+    try:
+        if path.suffix == ".safetensors":
+            with safetensors.safe_open(path, framework="numpy") as file:
+                file.keys()
+        elif path.suffix == ".json":
+            json.loads(path.read_bytes())
+        else:
+            with path.open(encoding="utf-8") as lines:
+                for line in lines:
+                    if path.suffix == ".jsonl" and line.strip():
+                        json.loads(line)
+    except (safetensors.SafetensorError, ValueError, RecursionError) as error:
+        reason = str(error).split("\n")[0]
+        raise StoreError(
+            f"{path.name} of an imported result must hold what its name says; {reason}"
+        ) from error
 
 
 def _claimed_key(folder: Path) -> str:
@@ -165,6 +193,7 @@ def _extract_members(members: Iterator[tuple[str, int, IO[bytes]]], target: Path
         try:
             with path.open("xb") as writer:
                 shutil.copyfileobj(reader, writer, CHUNK_BYTES)
+            fault("during-extract")
         except FileExistsError as error:
             raise _refused(name) from error
 
@@ -207,6 +236,7 @@ def _export_zip(folder: Path, names: list[str], target: Path) -> None:
         with zipfile.ZipFile(temporary, "x", zipfile.ZIP_DEFLATED) as archive:
             for name in names:
                 archive.write(folder / name, f"{folder.name}/{name}")
+                fault("during-export")
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
@@ -220,6 +250,7 @@ def _export_folder(folder: Path, names: list[str], target: Path) -> None:
         temporary.mkdir()
         for name in names:
             copy_durably(folder / name, temporary / name)
+            fault("during-export")
         temporary.rename(target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -1,15 +1,17 @@
 """Checking and cleaning a store: ``verify`` and ``gc``."""
 
+import contextlib
 import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 from workbench.errors import ConfigError, DamagedResultError, StoreError
 from workbench.store.catalogue import Entry, select
-from workbench.store.files import explained, folder_size_bytes
+from workbench.store.files import explained, fault, filesystem_now, folder_size_bytes
 from workbench.store.lease import is_stale
 from workbench.store.outcomes import Collected, Verified
 from workbench.store.record import is_key
@@ -20,7 +22,12 @@ UNFINISHED_SECONDS = 3600.0
 
 
 def verify(store: Store) -> Verified:
-    """Compare every file of every result with its checksum; damaged results are set aside."""
+    """Compare every file of every result with its checksum; damaged results are set aside.
+
+    Whole results that a crash left between two places are put back first.
+    """
+    with contextlib.suppress(OSError):
+        store.shelf.rescue()
     whole: list[str] = []
     damaged: dict[str, str] = {}
     unreadable: dict[str, str] = {}
@@ -60,6 +67,8 @@ def collect(
     found = [entry for key in store.shelf.stamps() if (entry := store.entry(key)) is not None]
     due = list(_due(select(found, None, None, None), older_than, keep_latest))
     with explained("clean", store.path):
+        if not dry_run:
+            store.shelf.rescue()
         removed = {entry.key: entry for entry in due if _remove(store, entry.key, dry_run)}
         leftovers = {path: folder_size_bytes(path) for path in _leftovers(store, damaged)}
         if not dry_run:
@@ -104,18 +113,22 @@ def _remove(store: Store, key: str, dry_run: bool) -> bool:
 
 
 def _leftovers(store: Store, damaged: bool) -> Iterator[Path]:
-    yield from filter(_is_unfinished, _children(store.path / "temp"))
+    if not store.path.is_dir():
+        return
+    is_unfinished = partial(_is_old, filesystem_now(store.path) - UNFINISHED_SECONDS)
+    yield from filter(is_unfinished, _children(store.path / "temp"))
+    yield from filter(is_unfinished, sorted(store.path.glob(".now-*")))
     for path in _children(store.path / "pieces"):
         # Parts of a killed run are what it would go on from; only old ones are left over.
         if not is_key(path.name) or is_stale(store.lease(path.name).path):
-            yield from filter(_is_unfinished, [path])
+            yield from filter(is_unfinished, [path])
     for path in _children(store.path / "leases"):
-        if is_stale(path) if is_key(path.stem) else _is_unfinished(path):
+        if is_stale(path) if is_key(path.stem) else is_unfinished(path):
             yield path
     for shard in _children(store.path / "requests"):
         for path in _children(shard):
             dead = is_key(path.name) and store.find_request(path.name) is None
-            if dead or (not is_key(path.name) and _is_unfinished(path)):
+            if dead or (not is_key(path.name) and is_unfinished(path)):
                 yield path
     if damaged:
         yield from _children(store.path / "damaged")
@@ -125,16 +138,16 @@ def _children(folder: Path) -> list[Path]:
     return sorted(folder.iterdir()) if folder.is_dir() else []
 
 
-def _is_unfinished(path: Path) -> bool:
-    """Whether nothing in a file or folder has changed for so long that its writer is dead."""
+def _is_old(limit: float, path: Path) -> bool:
+    """Whether nothing in a file or folder has changed since a time: its writer is dead."""
     try:
-        last = max(part.lstat().st_mtime for part in (path, *path.rglob("*")))
+        return max(part.lstat().st_mtime for part in (path, *path.rglob("*"))) < limit
     except FileNotFoundError:
         return False
-    return time.time() - last > UNFINISHED_SECONDS
 
 
 def _delete(path: Path) -> None:
+    fault("before-delete")
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
