@@ -102,8 +102,7 @@ def _parse(name: str, text: str, annotation: Any) -> Any:
                 continue
         if kind is str:
             return text
-    names = " or ".join(getattr(kind, "__name__", str(kind)) for kind in kinds)
-    raise ConfigError(f"{name} must be {names}; got {text!r}")
+    raise ConfigError(f"{name} must be {_in_words(annotation)}; got {text!r}")
 
 
 def make_config(config_class: type, settings: Mapping[str, Any], what: str) -> Any:
@@ -145,11 +144,40 @@ def make_config(config_class: type, settings: Mapping[str, Any], what: str) -> A
 
 def _check_type(name: str, value: Any, annotation: Any) -> None:
     if not _fits(value, annotation):
-        raise ConfigError(f"{name} must be {annotation}; got {value!r}")
+        raise ConfigError(f"{name} must be {_in_words(annotation)}; got {value!r}")
 
 
 def _as_tuple(value: Any) -> Any:
     return tuple(map(_as_tuple, value)) if isinstance(value, list) else value
+
+
+_ONE = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+_MANY = {int: "whole numbers", float: "numbers", str: "texts"}
+
+
+def _in_words(annotation: Any) -> str:
+    """What a setting takes, for people: "a number or none", "a list of pairs of whole numbers"."""
+    words: dict[str, None] = {}  # each once: a tuple and a list read alike
+    for kind in sorted(_alternatives(annotation), key=lambda kind: kind is type(None)):
+        items = typing.get_args(kind)
+        if kind is type(None):
+            words["none"] = None
+        elif typing.get_origin(kind) in (tuple, list):
+            words[f"a list of {_many(items[0])}"] = None
+        elif typing.get_origin(kind) is typing.Literal:
+            words["one of " + ", ".join(map(str, items))] = None
+        else:
+            words[_ONE.get(kind, getattr(kind, "__name__", str(kind)))] = None
+    return " or ".join(words)
+
+
+def _many(kind: Any) -> str:
+    items = typing.get_args(kind)
+    if typing.get_origin(kind) is tuple and items[-1] is not ...:
+        return (
+            f"pairs of {_many(items[0])}" if len(items) == 2 else f"{len(items)} {_many(items[0])}"
+        )
+    return _MANY.get(kind, str(kind))
 
 
 def _fits(value: Any, annotation: Any) -> bool:

@@ -155,7 +155,7 @@ WRONG = [
     ("attention-sinks", {"figure": "no-such"}, "no figure is called"),
     ("attention-sinks", {"head": "L99H99"}, "no head is called"),
     ("attention-sinks", {"job": "../../etc/passwd"}, "job must be the id"),
-    ("attention-sinks", {"s.threshold": "many"}, "threshold must be float"),
+    ("attention-sinks", {"s.threshold": "many"}, "threshold must be a number"),
     ("attention-sinks", {"seed": "-1"}, "seed must be a whole number"),
     ("attention-sinks", {"figur": "x"}, "Did you mean 'figure'"),
     ("overview", {"model": "nobody"}, "no model is called"),

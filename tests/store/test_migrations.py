@@ -49,4 +49,4 @@ def test_rows_of_a_catalogue_without_edits_are_read_from_the_results_again():
 
 
 def test_the_schemas_that_this_version_writes():
-    assert (migrations.RESULT_SCHEMA, migrations.CATALOGUE_SCHEMA) == (1, 2)
+    assert (migrations.RESULT_SCHEMA, migrations.CATALOGUE_SCHEMA) == (1, 3)

@@ -105,7 +105,7 @@ def test_it_is_a_result_like_any_other(tmp_path):
         ("n_queries", "0", "n_queries must be at least 1"),
         ("n_seeds", "0", "n_seeds must be between"),
         ("steps", "0", "steps must be at least 1"),
-        ("lr_z", "fast", "lr_z must be float"),
+        ("lr_z", "fast", "lr_z must be a number"),
     ],
 )
 def test_impossible_settings_are_refused(name, value, words):

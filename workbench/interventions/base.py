@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from workbench.errors import ConfigError
 from workbench.models.base import ModelSpec
 
-Heads = tuple[tuple[int, int], ...]
+Heads = tuple[tuple[int, int], ...] | list[tuple[int, int]]
 """(layer, head) pairs, counted from 0."""
 
 
