@@ -62,8 +62,8 @@ def _form() -> None:
         job, new = jobs.start(data.store_path(), request)
         if not new:
             st.session_state["training told"] = True
-        st.query_params["job"] = job.id
-        st.rerun()
+        url.go("job", job.id)
+        url.run_page_again()
 
 
 def _choose(found: list[jobs.Job]) -> jobs.Job | None:
@@ -94,13 +94,19 @@ def _choose(found: list[jobs.Job]) -> jobs.Job | None:
 
 
 def _watch(job_id: str, was_running: bool) -> None:
+    url.begin_part()
+    _look(job_id, was_running)
+    url.end()
+
+
+def _look(job_id: str, was_running: bool) -> None:
     job = jobs.read(data.store_path(), job_id)
     if job is None:
         st.warning("This training is no longer in the store.")
         return
     if was_running and not job.is_running:
         data.forget()
-        st.rerun(scope="app")
+        url.run_page_again()
     with st.container(border=True):
         show_job(job, "training")
     folder = _folder_of(job)
