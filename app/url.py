@@ -79,10 +79,6 @@ def go(name: str, value: str) -> None:
     st.session_state.setdefault(_WRITTEN, {}).pop(name, None)
 
 
-def _widgets() -> dict[str, Any]:
-    return {str(key): value for key, value in st.session_state.items() if key not in _OWN}
-
-
 def seed(name: str, parse: Callable[[str], T], default: T, key: str) -> None:
     """Give the widget with ``key`` the value of the URL, before it is made.
 
