@@ -18,6 +18,7 @@ from streamlit.util import calc_hash
 import app
 import workbench as wb
 from app import jobs, models, registry
+from app.components.result_view import stock_twin
 from app.components.text import plain
 from tests.probes.figures.planted import planted_result
 from workbench.discovery import find_probe, load_probes
@@ -322,6 +323,7 @@ def test_an_edited_run_from_the_form_stands_beside_the_stock_one(store_path):
     st.cache_resource.clear()
     shown = open_page("attention-sinks", key=done.key)
     assert "Measured on demo under ZeroTuning gamma=4.0 L0H1" in told(shown)
+    assert stock_twin(edited) == stock.key
     both = open_page("compare", keys=f"{stock.key[:12]},{done.key[:12]}")
     assert {"demo stock", "demo ZeroTuning gamma=4.0 L0H1 mode=score"} <= set(
         both.dataframe[0].value.columns

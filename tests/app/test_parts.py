@@ -41,7 +41,12 @@ def test_maps_are_subtracted_cell_by_cell_from_the_first():
     gap, note = compare.map_differences(figures)
     assert array_of(gap.data[0].z).tolist() == [[0, 3], [0, -4]]
     assert (gap.layout.coloraxis.cmin, gap.layout.coloraxis.cmax) == (-4, 4)
-    assert note == ""
+    assert note == "Each minus a."
+
+
+def test_equal_maps_are_said_to_be_equal():
+    figures = {"a": head_map([[1, 2]]), "b": head_map([[1, 2]])}
+    assert "The maps are equal." in compare.map_differences(figures)[1]
 
 
 def test_maps_of_another_size_have_no_difference_and_it_is_said():
