@@ -178,7 +178,8 @@ def _pattern(folder: Path, step: int) -> None:
     url.keep("layer", str(layer), "0")
     url.keep("head", str(head), "0")
     try:
-        patterns, names, origin = checkpoints.pattern_at(folder, step, layer)
+        ended = (folder / "sample.safetensors").is_file()
+        patterns, names, origin = _pattern_at(str(folder), step, layer, ended)
     except (WorkbenchError, OSError) as error:
         st.caption(plain(f"No pattern of this toy can be shown: {error}"))
         return
@@ -188,6 +189,12 @@ def _pattern(folder: Path, step: int) -> None:
     figure.update_layout(title=None, margin_t=20)
     st.caption(plain(f"Attention at step {step} on {origin}; {len(positions)} positions."))
     st.plotly_chart(figure, theme=None, key="training pattern", config={"displaylogo": False})
+
+
+@st.cache_resource(max_entries=16, show_spinner=False)
+def _pattern_at(folder: str, step: int, layer: int, ended: bool) -> tuple[Any, list[str], str]:
+    """A checkpoint never changes: it is not loaded again at every look. Its prompt may."""
+    return checkpoints.pattern_at(Path(folder), step, layer)
 
 
 def _figures(key: str) -> None:

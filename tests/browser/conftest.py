@@ -29,7 +29,7 @@ QUIET = (
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
     "--disable-background-networking", "--disable-component-update",
 )  # fmt: skip
-PATIENCE_MS = 60_000
+PATIENCE_MS = 180_000
 """The machine may be busy; nothing waits longer than what it waits for takes."""
 START_SECONDS = 90.0
 SCREENSHOTS = os.environ.get("WORKBENCH_SCREENSHOTS")

@@ -70,8 +70,10 @@ def test_first_run_from_the_overview(tab, empty_store, expect):
     assert "sink rate" in shown.inner_text()
     assert f"{entry.metrics['sink_rate']:.4g}" in shown.inner_text()
     assert (entry.metrics["n_prompts"], entry.metrics["n_pos"]) == (2, 32)
+    tab.shoot("probe")
     tab.open()
     expect(page.get_by_text("1 result of 1 model")).to_be_visible()
+    tab.shoot("overview")
 
 
 def test_a_click_on_a_head_shows_that_head(tab, measured, expect):

@@ -17,7 +17,7 @@ OVERFLOW = """() => {
 FOCUSED = """() => {
     const at = document.activeElement;
     const label = at.getAttribute("aria-label") || at.innerText || at.getAttribute("placeholder") || "";
-    return [at.tagName.toLowerCase(), label.trim().split("\\n")[0]];
+    return [at.tagName.toLowerCase(), label.trim().split("\\n").join(" ")];
 }"""
 
 
@@ -34,6 +34,8 @@ def test_no_page_is_wider_than_a_phone(open_tab, measured, expect):
         page = tab.open("" if name == "overview" else name)
         assert page.evaluate(OVERFLOW) <= 0, name
         expect(page.get_by_test_id("stException")).to_have_count(0)
+        if name == "attention-sinks":
+            tab.shoot("narrow")
 
 
 def test_a_wrong_address_says_so_and_shows_the_default(tab, measured, expect):
@@ -41,7 +43,7 @@ def test_a_wrong_address_says_so_and_shows_the_default(tab, measured, expect):
     expect(page.get_by_text("no figure is called 'no-such'")).to_be_visible()
     expect(page.get_by_text("no head is called 'L99H0'")).to_be_visible()
     expect(page.get_by_test_id("stMetric").first).to_be_visible()
-    tab.choose("Figure", "ov norms")
+    tab.choose("Figure", "score by position")
     expect(page.get_by_text("no figure is called")).to_have_count(0)
 
 
@@ -76,15 +78,19 @@ def tab_through(page, most=60):
     return seen
 
 
-def test_the_keyboard_reaches_the_main_controls(tab, measured, expect):
+def test_the_keyboard_reaches_the_main_controls(open_tab, measured, expect):
+    tab = open_tab(color_scheme="dark")
     page = tab.open()
-    names = {name for _, name in tab_through(page, 30)}
-    assert {"Overview", "Compare", "Playground", "Attention sinks"} <= names
-    assert {"Model", "Probe"} <= {name.partition(".")[-1].strip() or name for name in names}
+    expect(page.get_by_role("combobox", name="Probe")).to_be_visible()
+    reached = tab_through(page, 50)
+    links = {("a", name) for name in ("Overview", "Compare", "Playground", "Attention sinks")}
+    assert links | {("input", "Model"), ("input", "Probe")} <= set(reached)
     link = page.get_by_role("link", name="Open the newest result")
     link.focus()
     page.keyboard.press("Enter")
     expect(page.get_by_test_id("stMetric").first).to_be_visible()
+    tab.settle()
     names = [name for _, name in tab_through(page, 60)]
     for control in ("Figure", "Start a run", "Show its pattern"):
         assert any(control in name for name in names), (control, names)
+    tab.shoot("dark")
