@@ -3,10 +3,13 @@
 A value of the URL that cannot be meant is replaced by the default and said so. Browsers may change
 the URL under us (back, forward, a link to the same page): what we wrote last is remembered, and a
 URL that differs from it is read again.
+
+A browser that is quicker than we are sends a choice with a URL that we have changed meanwhile; that
+URL is old, not a wish. So the URL is read again only in a run that no widget has caused.
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 import streamlit as st
@@ -21,15 +24,62 @@ LARGEST = 2**53 - 1
 _WRITTEN = "url written"
 _KNOWN = "url known"
 _WRONG = "url wrong"
+_CHOSEN = "url chosen"
+_SEEN = "url widgets"
+_TRUST = "url trust"
+_OWN = (_WRITTEN, _KNOWN, _WRONG, _CHOSEN, _SEEN, _TRUST)
 
 
 def begin(page: str) -> None:
     """Start a run of a page; on another page than the last, forget what was written there."""
     st.session_state[_KNOWN] = set()
+    st.session_state[_CHOSEN] = st.session_state.pop(_TRUST, False) or _has_chosen()
     if st.session_state.get("url page") != page:
         st.session_state[_WRITTEN] = {}
         st.session_state[_WRONG] = {}
         st.session_state["url page"] = page
+
+
+def end() -> None:
+    """End a run of a page, or of a part of it: the person has seen what the widgets hold now."""
+    st.session_state[_SEEN] = _widgets()
+
+
+def begin_part() -> None:
+    """Start a run of a part of a page: only its own widgets and the clock cause one."""
+    st.session_state[_CHOSEN] = True
+
+
+def run_page_again() -> None:
+    """Run the whole page because something ended; what is chosen on it stays."""
+    st.session_state[_TRUST] = True
+    st.rerun(scope="app")
+
+
+def _has_chosen() -> bool:
+    seen, now = st.session_state.get(_SEEN, {}), _widgets()
+    return any(seen[key] != now[key] for key in seen.keys() & now.keys())
+
+
+def _widgets() -> dict[str, Any]:
+    """What widgets hold; objects that pages keep for themselves are none."""
+    state = {str(key): value for key, value in st.session_state.items() if key not in _OWN}
+    return {key: value for key, value in state.items() if _is_plain(value)}
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return all(map(_is_plain, value.values()))
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    # Streamlit's own page objects pass for texts.
+    return type(value) in (str, int, float, bool, type(None))
+
+
+def go(name: str, value: str) -> None:
+    """Put a selection into the URL that the next run is to read from there."""
+    st.query_params[name] = value
+    st.session_state.setdefault(_WRITTEN, {}).pop(name, None)
 
 
 def seed(name: str, parse: Callable[[str], T], default: T, key: str) -> None:
@@ -44,7 +94,8 @@ def seed(name: str, parse: Callable[[str], T], default: T, key: str) -> None:
     st.session_state.setdefault(_KNOWN, set()).add(name)
     written = st.session_state.setdefault(_WRITTEN, {})
     text = st.query_params.get(name)
-    if key in st.session_state and name in written and written[name] == text:
+    known = key in st.session_state and name in written
+    if known and (written[name] == text or st.session_state.get(_CHOSEN)):
         return
     wrong = st.session_state.setdefault(_WRONG, {})
     wrong.pop(name, None)

@@ -92,7 +92,7 @@ def map_differences(figures: Mapping[str, go.Figure]) -> tuple[go.Figure | None,
     if not same:
         return None, "Their difference is not shown: the maps have different sizes."
     panels = make_subplots(
-        1, len(same), subplot_titles=[_short(f"{name} minus {base_name}") for name in same],
+        1, len(same), subplot_titles=[_short(name) for name in same],
         shared_yaxes=True, horizontal_spacing=0.03,
     )  # fmt: skip
     gaps = [maps[name] - maps[base_name] for name in same]
@@ -106,8 +106,10 @@ def map_differences(figures: Mapping[str, go.Figure]) -> tuple[go.Figure | None,
     first = next(iter(figures.values()))
     scale = {"colorscale": DIVERGING, "cmin": -reach, "cmax": reach}
     missing = [_short(name) for name in others if name not in same]
-    note = f"Of another size, so without a difference: {', '.join(missing)}." if missing else ""
-    return _finished(panels, first, scale, "difference"), note
+    notes = [f"Each minus {base_name}."]
+    notes += ["The maps are equal."] if all(np.all(gap == 0) for gap in gaps) else []
+    notes += [f"Of another size, so without a difference: {', '.join(missing)}."] if missing else []
+    return _finished(panels, first, scale, "difference"), " ".join(notes)
 
 
 def line_differences(figures: Mapping[str, go.Figure]) -> tuple[go.Figure | None, str]:

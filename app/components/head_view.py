@@ -1,6 +1,7 @@
 """One head: what it attends to on a prompt, and what other probes say about it."""
 
 import html
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,7 @@ import pandas as pd
 import plotly.graph_objects as go
 import streamlit as st
 
-from app import data, models, url
+from app import data, jobs, models, url
 from app.components.pickers import model_picker
 from app.components.text import plain
 from probes.figures.theme import SEQUENTIAL, head_name, titled
@@ -30,7 +31,14 @@ def head_view(n_layers: int, n_heads: int, clicked: tuple[int, int] | None, resu
     st.subheader(f"Head {head_name(layer, head)}")
     _scores(result, layer, head)
     st.markdown("**What it attends to**")
-    name = model_picker("head", name="on")
+    place = _place_of(result.model)
+    name = model_picker("head", place or "demo", name="on")
+    if not place and name == "demo":
+        st.caption(
+            plain(f"Where {result.model} lies is not known here: choose or type its folder.")
+        )
+    if result.edit:
+        st.caption("The pattern is that of the stock model, without the edit.")
     prompt = prompt_area("prompt", EXAMPLE, "head prompt")
     url.seed(
         "pattern",
@@ -47,6 +55,17 @@ def head_view(n_layers: int, n_heads: int, clicked: tuple[int, int] | None, resu
             _pattern(name, prompt, layer, head)
         except WorkbenchError as error:
             st.error(plain(str(error)))
+
+
+def _place_of(model: str) -> str:
+    """What a measured model is loaded by; "" where only its name is known."""
+    if model == "demo":
+        return model
+    for job in jobs.listing(data.store_path(), limit=60):
+        asked = str(job.request.about.get("model") or "")
+        if asked == model or Path(asked.removeprefix("toy:")).name == model:
+            return asked
+    return ""
 
 
 def prompt_area(name: str, default: str, key: str) -> str:

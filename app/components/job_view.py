@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from app import data, jobs
+from app import data, jobs, url
 from app.components.text import duration, plain
 
 ICONS = {
@@ -35,7 +35,7 @@ def _look(job_id: str, scope: str, was_running: bool) -> None:
         return
     if was_running and not job.is_running:
         data.forget()
-        st.rerun(scope="app")
+        url.run_page_again()
     show_job(job, scope)
 
 
@@ -52,7 +52,7 @@ def show_job(job: jobs.Job, scope: str) -> None:
         can_stop = job.is_running and job.state != "stopping"
         if can_stop and st.button("Cancel", key=f"{scope} cancel {job.id}"):
             jobs.cancel(job)
-            st.rerun(scope="app")
+            url.run_page_again()
     if job.state == "failed":
         st.error(plain(job.message or "it failed without saying why; see the log"))
     elif job.state in MEANINGS:

@@ -22,4 +22,5 @@ def page(name: str, title: str) -> Iterator[None]:
         st.error(plain(str(error)))
     with complaints:
         url.complain()
+    url.end()
     data.warm_up()  # last: it must not keep the first page waiting

@@ -1,5 +1,6 @@
 """One result: what it found, its figures, table, provenance, and everything to take away."""
 
+import contextlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -8,6 +9,7 @@ import streamlit as st
 
 from app import data, jobs, url
 from app.components.figures import show_figure
+from app.components.links import page_link
 from app.components.notebook import notebook
 from app.components.text import flat, moment, number, plain
 from workbench.errors import WorkbenchError
@@ -17,6 +19,8 @@ from workbench.store.formats import FORMATS
 
 MOST_ROWS = 10_000
 """Rows of a table that a page shows; the download has all."""
+MOST_TWINS = 50
+"""Results of the stock model that are looked at for the one to compare with, the newest."""
 MOST_OFFERED = 300
 """Results in a list to choose from, the newest; more by their key in the URL."""
 
@@ -69,7 +73,7 @@ def result_view(key: str, scope: str) -> tuple[int, int] | None:
     result = data.open_result(key)
     finding = data.finding_of(key)
     if result.edit:
-        st.info(plain(f"Measured on {result.model} under {result.edit}."), icon=":material/tune:")
+        _edited(result)
     if finding:
         st.success(plain(finding), icon=":material/lightbulb:")
     _metrics(result)
@@ -85,6 +89,28 @@ def result_view(key: str, scope: str) -> tuple[int, int] | None:
     with st.expander("Download"):
         downloads(result, scope)
     return clicked
+
+
+def _edited(result: Result) -> None:
+    """Say under what it was measured, and lead to the comparison with the stock model."""
+    st.info(plain(f"Measured on {result.model} under {result.edit}."), icon=":material/tune:")
+    stock = stock_twin(result)
+    if stock:
+        keys = f"{stock[:SHORT_KEY]},{result.key[:SHORT_KEY]}"
+        query = {"probe": result.probe, "keys": keys}
+        page_link("compare", "Compare with the stock model", "compare_arrows", query)
+
+
+def stock_twin(result: Result) -> str:
+    """Key of the newest result that differs in nothing but the edit; "" where there is none."""
+    alike = ("revision", "tokens", "dtype", "backend", "seed")
+    for entry in data.entries_of(result.probe, result.model, edit="")[:MOST_TWINS]:
+        with contextlib.suppress(WorkbenchError):
+            other = data.open_result(entry.key)
+            same = all(other.provenance.get(name) == result.provenance.get(name) for name in alike)
+            if same and other.config == result.config:
+                return entry.key
+    return ""
 
 
 def _metrics(result: Result) -> None:

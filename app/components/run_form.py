@@ -139,8 +139,8 @@ def _start(asked: _Asked) -> None:
     job, new = jobs.start(data.store_path(), request)
     if not new:
         st.session_state[f"job told {job.id}"] = True
-    st.query_params["job"] = job.id
-    st.rerun(scope="app")
+    url.go("job", job.id)
+    url.run_page_again()
 
 
 def _plain_value(value: Any) -> Any:

@@ -101,7 +101,7 @@ def _names(results: dict[str, Result]) -> dict[str, str]:
         if _differ(results, "prompts"):
             parts.append(str((result.provenance.get("prompts") or {}).get("source", "")))
         parts += [f"{name}={result.config.get(name)}" for name in differing[:3]]
-        if any(other.edit for other in results.values()):
+        if len({other.edit for other in results.values()}) > 1:
             parts.append(result.edit or "stock")
         name = " ".join(filter(None, parts))[:60]
         names[key] = name if name not in names.values() else f"{name} {key[:6]}"
@@ -117,9 +117,9 @@ def _numbers(results: dict[str, Result], names: dict[str, str]) -> None:
     frame = pd.DataFrame(metrics)
     base = next(iter(metrics))
     shown = frame.map(lambda value: "" if pd.isna(value) else number(float(value)))
-    for name in list(metrics)[1:]:
+    for place, name in enumerate(list(metrics)[1:], start=2):
         gap = frame[name] - frame[base]
-        shown[f"{name} minus the first"] = gap.map(lambda v: "" if pd.isna(v) else f"{v:+.4g}")
+        shown[f"column {place} minus 1"] = gap.map(lambda v: "" if pd.isna(v) else f"{v:+.4g}")
     st.dataframe(shown.rename_axis("metric").reset_index(), hide_index=True)
 
 

@@ -15,6 +15,30 @@ from workbench.store.catalogue import Entry
 MOST_MODELS = 500
 """Rows of the matrix, the models with most results."""
 EMPTY = "-"
+DEMO = "demo"
+FIRST_PROBE = "attention-sinks"
+"""The cell that is chosen before a person chooses one."""
+STEPS = (
+    (
+        "Measure",
+        "Run a probe on a model: where its attention goes, which heads do what.",
+        FIRST_PROBE,
+        "Look for attention sinks",
+    ),
+    (
+        "Change",
+        "Switch an intervention on and see both texts, stock and edited, side by side.",
+        "playground",
+        "Open the playground",
+    ),
+    (
+        "Train",
+        "Watch a toy transformer grow an attention sink, step by step.",
+        "training",
+        "Train a toy",
+    ),
+)
+"""Title, meaning, page and link of each first step."""
 
 
 def overview_page() -> None:
@@ -27,15 +51,35 @@ def overview_page() -> None:
             ):
                 st.dataframe(pd.DataFrame({"reason": found.reports}), hide_index=True)
         entries = list(found.entries)
-        st.caption(plain(f"{len(entries)} results in {data.store_path()}"))
-        if not entries:
-            st.info("The store is empty. Start a run on a probe's page, or choose a cell below.")
+        used = data.models_by_use(entries)
+        if entries:
+            of = f"{_count(len(entries), 'result')} of {_count(len(used), 'model')}"
+            st.caption(plain(f"{of} in {data.store_path()}"))
+        else:
+            _first_steps()
         newest, counts = _newest(entries)
-        models = data.models_by_use(entries)[:MOST_MODELS] or ["demo"]
+        models = list(dict.fromkeys([*used[:MOST_MODELS], DEMO]))
         probes = list(dict.fromkeys([*registry.probe_names(), *(entry.probe for entry in entries)]))
         chosen = _matrix(models, probes, newest, counts)
         _cell(models, probes, newest, counts, chosen)
         _recent(entries)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _first_steps() -> None:
+    """What somebody can do who has just opened the dashboard for the first time."""
+    st.markdown(
+        "**Nothing has been measured yet.** A small demo model is embedded, so every step below "
+        "works without a download."
+    )
+    for column, (title, about, path, label) in zip(st.columns(3), STEPS, strict=True):
+        with column.container(border=True, height="stretch"):
+            st.markdown(f"**{title}**")
+            st.caption(about)
+            page_link(path, label, "arrow_forward", {})
 
 
 Cells = dict[tuple[str, str], Entry]
@@ -90,7 +134,8 @@ def _cell(
 ) -> None:
     """The chosen cell: what is known, and a way on."""
     url.seed("model", url.one_of(models, "model"), models[0], "overview model")
-    url.seed("probe", url.one_of(probes, "probe"), probes[0], "overview probe")
+    first = FIRST_PROBE if FIRST_PROBE in probes else probes[0]
+    url.seed("probe", url.one_of(probes, "probe"), first, "overview probe")
     if clicked is not None and st.session_state.get("overview clicked") != clicked:
         st.session_state["overview model"], st.session_state["overview probe"] = clicked
     st.session_state["overview clicked"] = clicked
@@ -101,7 +146,7 @@ def _cell(
     model = left.selectbox("Model", models, key="overview model")
     probe = right.selectbox("Probe", probes, key="overview probe")
     url.keep("model", model, models[0])
-    url.keep("probe", probe, probes[0])
+    url.keep("probe", probe, first)
     entry = newest.get((model, probe))
     with st.container(border=True):
         if entry is None:

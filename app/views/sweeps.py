@@ -17,6 +17,8 @@ MOST_CELLS = 1000
 """Rows of the table of cells: failed and running ones are among the first."""
 MOST_BARS = 8
 """Running cells that get a bar of their own."""
+MOST_REASONS = 3
+"""Different errors that are shown above the table."""
 FILTERS = ("all", *sweeps.CELL_STATES)
 ICONS = {
     "running": "play_circle",
@@ -70,13 +72,19 @@ def _label(sweep: sweeps.Sweep) -> str:
 
 
 def _watch(key: str, was_running: bool) -> None:
+    url.begin_part()
+    _look(key, was_running)
+    url.end()
+
+
+def _look(key: str, was_running: bool) -> None:
     sweep = sweeps.read(data.store_path(), key)
     if sweep is None:
         st.warning("This sweep is no longer in the store.")
         return
     if was_running and not sweep.is_running:
         data.forget()
-        st.rerun(scope="app")
+        url.run_page_again()
     found = sweeps.cells(data.store_path(), sweep)
     with st.container(border=True):
         _whole(sweep)
@@ -110,10 +118,15 @@ def _running(cells: list[sweeps.SweepCell]) -> None:
 
 
 def _failures(cells: list[sweeps.SweepCell]) -> None:
-    for cell in cells[:3]:
-        st.error(plain(f"{cell.what}: {cell.error or 'no reason was told'}"))
-    if len(cells) > 3:
-        st.caption(f"{len(cells) - 3} more cells failed; they are in the table.")
+    """What failed, cells of one reason together."""
+    by_reason: dict[str, list[str]] = {}
+    for cell in cells:
+        by_reason.setdefault(cell.error or "no reason was told", []).append(cell.what)
+    for reason, names in list(by_reason.items())[:MOST_REASONS]:
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        st.error(plain(f"{names[0]}{more}: {reason}"))
+    if len(by_reason) > MOST_REASONS:
+        st.caption(f"Other reasons: {len(by_reason) - MOST_REASONS}; they are in the table.")
 
 
 def _cells(found: list[sweeps.SweepCell]) -> None:

@@ -62,8 +62,8 @@ def _form() -> None:
         job, new = jobs.start(data.store_path(), request)
         if not new:
             st.session_state["training told"] = True
-        st.query_params["job"] = job.id
-        st.rerun()
+        url.go("job", job.id)
+        url.run_page_again()
 
 
 def _choose(found: list[jobs.Job]) -> jobs.Job | None:
@@ -94,13 +94,19 @@ def _choose(found: list[jobs.Job]) -> jobs.Job | None:
 
 
 def _watch(job_id: str, was_running: bool) -> None:
+    url.begin_part()
+    _look(job_id, was_running)
+    url.end()
+
+
+def _look(job_id: str, was_running: bool) -> None:
     job = jobs.read(data.store_path(), job_id)
     if job is None:
         st.warning("This training is no longer in the store.")
         return
     if was_running and not job.is_running:
         data.forget()
-        st.rerun(scope="app")
+        url.run_page_again()
     with st.container(border=True):
         show_job(job, "training")
     folder = _folder_of(job)
@@ -172,7 +178,8 @@ def _pattern(folder: Path, step: int) -> None:
     url.keep("layer", str(layer), "0")
     url.keep("head", str(head), "0")
     try:
-        patterns, names, origin = checkpoints.pattern_at(folder, step, layer)
+        ended = (folder / "sample.safetensors").is_file()
+        patterns, names, origin = _pattern_at(str(folder), step, layer, ended)
     except (WorkbenchError, OSError) as error:
         st.caption(plain(f"No pattern of this toy can be shown: {error}"))
         return
@@ -182,6 +189,12 @@ def _pattern(folder: Path, step: int) -> None:
     figure.update_layout(title=None, margin_t=20)
     st.caption(plain(f"Attention at step {step} on {origin}; {len(positions)} positions."))
     st.plotly_chart(figure, theme=None, key="training pattern", config={"displaylogo": False})
+
+
+@st.cache_resource(max_entries=16, show_spinner=False)
+def _pattern_at(folder: str, step: int, layer: int, ended: bool) -> tuple[Any, list[str], str]:
+    """A checkpoint never changes: it is not loaded again at every look. Its prompt may."""
+    return checkpoints.pattern_at(Path(folder), step, layer)
 
 
 def _figures(key: str) -> None:

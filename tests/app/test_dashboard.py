@@ -18,6 +18,7 @@ from streamlit.util import calc_hash
 import app
 import workbench as wb
 from app import jobs, models, registry
+from app.components.result_view import stock_twin
 from app.components.text import plain
 from tests.probes.figures.planted import planted_result
 from workbench.discovery import find_probe, load_probes
@@ -136,7 +137,7 @@ def test_a_truncated_result_does_not_hide_the_others(full, store_path):
     tab = open_page("overview")
     assert not tab.exception
     assert "1 results cannot be shown" in " ".join(box.label for box in tab.expander)
-    assert "2 results in" in told(tab)
+    assert "2 results of 2 models in" in told(tab)
 
 
 def test_a_result_of_a_newer_schema_is_named_and_left_alone(full, store_path):
@@ -322,6 +323,7 @@ def test_an_edited_run_from_the_form_stands_beside_the_stock_one(store_path):
     st.cache_resource.clear()
     shown = open_page("attention-sinks", key=done.key)
     assert "Measured on demo under ZeroTuning gamma=4.0 L0H1" in told(shown)
+    assert stock_twin(edited) == stock.key
     both = open_page("compare", keys=f"{stock.key[:12]},{done.key[:12]}")
     assert {"demo stock", "demo ZeroTuning gamma=4.0 L0H1 mode=score"} <= set(
         both.dataframe[0].value.columns
@@ -348,3 +350,30 @@ def test_the_playground_writes_both_continuations():
     rows = tab.dataframe[0].value
     assert len(rows) == 4
     assert (rows["p stock"].astype(float) > 0).all()
+
+
+def test_a_choice_that_comes_with_an_old_url_does_not_undo_the_last_one(full):
+    """A quick typist: the browser sends the second choice before it has the URL of the first."""
+    tab = open_page("attention-sinks")
+
+    def numbers():
+        return {box.label: box.value for box in tab.number_input}
+
+    next(box for box in tab.number_input if box.label == "Seed").set_value(7).run()
+    assert dict(tab.query_params)["seed"] == "7"
+    del tab.query_params["seed"]
+    next(box for box in tab.number_input if box.label == "Prompts at most").set_value(3).run()
+    assert (numbers()["Seed"], numbers()["Prompts at most"]) == (7, 3)
+    query = dict(tab.query_params)
+    assert (query["seed"], query["limit"]) == ("7", "3")
+
+
+def test_going_back_in_the_browser_takes_a_choice_back(full):
+    tab = open_page("attention-sinks")
+    next(box for box in tab.number_input if box.label == "Seed").set_value(7).run()
+    del tab.query_params["seed"]
+    tab.run()
+    assert next(box.value for box in tab.number_input if box.label == "Seed") is None
+    tab.query_params["seed"] = "7"
+    tab.run()
+    assert next(box.value for box in tab.number_input if box.label == "Seed") == 7

@@ -1,6 +1,8 @@
 """The dashboard's parts on numbers worked by hand."""
 
 import socket
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ import plotly.graph_objects as go
 import torch
 
 import workbench as wb
-from app import playing, server
+from app import models, playing, server
 from app.components import compare_figures as compare
 from app.components.arrays import array_of
 from app.components.config_form import as_arguments, text_of
@@ -41,7 +43,12 @@ def test_maps_are_subtracted_cell_by_cell_from_the_first():
     gap, note = compare.map_differences(figures)
     assert array_of(gap.data[0].z).tolist() == [[0, 3], [0, -4]]
     assert (gap.layout.coloraxis.cmin, gap.layout.coloraxis.cmax) == (-4, 4)
-    assert note == ""
+    assert note == "Each minus a."
+
+
+def test_equal_maps_are_said_to_be_equal():
+    figures = {"a": head_map([[1, 2]]), "b": head_map([[1, 2]])}
+    assert "The maps are equal." in compare.map_differences(figures)[1]
 
 
 def test_maps_of_another_size_have_no_difference_and_it_is_said():
@@ -158,3 +165,24 @@ def test_a_taken_port_is_refused_in_one_line(tmp_path):
         taken.listen()
         with pytest.raises(ConfigError, match="--port must be free"):
             server.serve(tmp_path, taken.getsockname()[1], browser=False)
+
+
+def test_tabs_share_one_loaded_model_and_use_it_one_at_a_time(tiny_folder, monkeypatch):
+    from workbench.models import load as loading
+
+    loads, load = [], loading.load
+    monkeypatch.setattr(loading, "load", lambda name: loads.append(name) or load(name))
+    models._load.clear()
+    entered = threading.Event()
+
+    def other_tab():
+        with models.using(str(tiny_folder)) as model:
+            entered.set()
+            return model
+
+    with ThreadPoolExecutor(1) as tabs:
+        with models.using(str(tiny_folder)) as model:
+            waiting = tabs.submit(other_tab)
+            assert not entered.wait(0.5)
+        assert waiting.result(60) is model
+    assert loads == [str(tiny_folder)]

@@ -124,7 +124,7 @@ def split_intervention(
         if asked:
             raise typer.BadParameter(f"--set {mark}{next(iter(asked))} needs --intervention")
         return None, own
-    content = read_document(name) if name.endswith(".json") else {"name": name}
+    content: dict[str, Any] = read_document(name) if name.endswith(".json") else {"name": name}
     for key, value in asked.items():
         content[key] = read_heads(value) if key == "heads" else value
     return content, own

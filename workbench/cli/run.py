@@ -109,7 +109,7 @@ def run_command(
     """
     several = revision is not None and "," in revision
     write = None if several else _writer(output, kind, as_json)
-    flags = {
+    flags: dict[str, Any] = {
         "limit": limit,
         "backend": backend,
         "dtype": dtype,

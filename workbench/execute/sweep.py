@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from workbench.store.results import Store
 
 SAVE_SECONDS = 1.0
-"""How often progress.json is replaced at most."""
+"""How often progress.json is replaced at most, but for cells that begin."""
 
 
 def sweep_folder(store: "Store", plan: Plan) -> Path:
@@ -188,7 +188,8 @@ class _Book:
             self._append("outcomes.jsonl", asdict(event) | {"details": None})
             if event.status == "failed":
                 self._keep_failure(event)
-        if time.monotonic() - self._saved > SAVE_SECONDS:
+        # A cell that has begun may be silent for long: what runs must be on the disk by then.
+        if isinstance(event, Started) or time.monotonic() - self._saved > SAVE_SECONDS:
             self.save()
         self._watch(event)
 

@@ -1,0 +1,94 @@
+"""Twenty browsers at once, and the server's memory over two hundred page views.
+
+    python -m pytest tests/browser/test_load.py -m slow -s
+
+docs/dashboard.md has the figures of the last run.
+"""
+
+import os
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.browser.test_pages import PAGES
+
+pytestmark = pytest.mark.slow
+
+N_BROWSERS = 20
+N_VISITS, VIEWS_A_VISIT = 8, 25
+WARM_VISITS = 2
+MOST_GROWTH_MB = 40.0
+"""Over the views after the warm-up: 0.2 MB a view would be a leak of sessions or figures."""
+
+
+def resident_mb(server):
+    """Memory of the server's processes, the launcher's among them."""
+    children = Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text().split()
+    return sum(_resident_bytes(pid) for pid in (server.pid, *children)) / 1e6
+
+
+def _resident_bytes(pid):
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def tell(figure):
+    """The figure of this run, with how busy the machine was, on stderr."""
+    sys.stderr.write(f"\n{figure}, load {os.getloadavg()[0]:.1f}\n")
+
+
+def paths(measured):
+    """Every page, the probe's with a result, a head and another figure."""
+    key = measured["stock"].key
+    both = f"{key[:12]},{measured['edited'].key[:12]}"
+    query = {"attention-sinks": {"key": key, "head": "L1H1"}, "compare": {"keys": both}}
+    return [("" if name == "overview" else name, query.get(name, {})) for name in PAGES]
+
+
+def test_twenty_browsers_at_once_see_no_error(server, open_tab, measured, expect):
+    places = paths(measured)
+    tabs = [open_tab() for _ in range(N_BROWSERS)]
+    start = time.perf_counter()
+    for number, tab in enumerate(tabs):
+        path, query = places[number % len(places)]
+        asked = "&".join(f"{name}={value}" for name, value in query.items())
+        # None waits for another: all twenty are asked for before the first has been painted.
+        tab.page.goto(f"{server.url}/{path}?{asked}", wait_until="commit")
+    for tab in tabs:
+        tab.settle()
+        expect(tab.page.get_by_test_id("stException")).to_have_count(0)
+        assert tab.page.get_by_test_id("stAlertContentError").count() == 0
+    tell(f"{N_BROWSERS} browsers painted in {time.perf_counter() - start:.1f} s")
+    # Each of them still answers.
+    for tab in tabs[:: len(places)]:
+        tab.page.get_by_role("link", name="Jobs").click()
+        expect(tab.page.get_by_role("heading", name="Jobs")).to_be_visible()
+
+
+def test_two_hundred_page_views_keep_the_memory(server, open_tab, measured):
+    """People come, look at twenty-five pages each, and go: eight of them after two to warm up."""
+
+    def visit():
+        tab = open_tab()
+        tab.open("attention-sinks", key=measured["stock"].key, head="L1H1")
+        for number in range(VIEWS_A_VISIT - 1):
+            name = PAGES[number % len(PAGES)]
+            title = name.replace("-", " ").capitalize()
+            title = {"Training": "Toy training"}.get(title, title)
+            tab.page.get_by_test_id("stSidebarNav").get_by_role("link", name=title).click()
+            heading = "Interpretability workbench" if name == "overview" else title
+            tab.page.get_by_role("heading", name=heading, level=1).wait_for()
+            tab.settle()
+        tab.page.context.close()
+
+    for _ in range(WARM_VISITS):
+        visit()
+    before = resident_mb(server)
+    for _ in range(N_VISITS):
+        visit()
+    after = resident_mb(server)
+    views = f"{N_VISITS * VIEWS_A_VISIT} views after {WARM_VISITS * VIEWS_A_VISIT} to warm up"
+    tell(f"memory {before:.0f} MB, then {after:.0f} MB: {views}")
+    assert after - before < MOST_GROWTH_MB
