@@ -52,7 +52,8 @@ def calibrate_command(
     given.check_output(output)
     config = _config(method, given.read_settings(settings))
     with reporting(progress) as reporter:
-        from workbench.calibration.settings import Run, questions_hash, split
+        from workbench.calibration.parts import questions_hash, split
+        from workbench.calibration.settings import Run
         from workbench.evaluation.task import find_task, read_questions
         from workbench.models.load import load
 
@@ -66,6 +67,7 @@ def calibrate_command(
             "data": questions_hash(questions),
             "n": len(questions),
             "seed": seed,
+            **splits.about(),
         }
         size = given.read_batch_size(batch_size) or 16
         pieces = _pieces(store, loaded, method, config, about, size)

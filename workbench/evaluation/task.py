@@ -12,7 +12,7 @@ import json
 import re
 import string
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,8 @@ class Question:
     """Continuations of the prompt, one of them right."""
     answer: int
     """Index of the right label."""
+    where: str = field(default="", compare=False)
+    """Where its row stands, for messages: ``line 3 of test.jsonl``."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,8 @@ class Task:
                 f"a row of {self.name} must have {', '.join(self.placeholders())}; {where} has no "
                 f"{missing[0]}; mend the row or the template"
             )
-        return Question(self.prompt.format(**fields), labels, self._answer(row, labels, where))
+        answer = self._answer(row, labels, where)
+        return Question(self.prompt.format(**fields), labels, answer, where)
 
     def placeholders(self) -> list[str]:
         """The fields that the prompt takes from a row."""
@@ -75,7 +78,7 @@ class Task:
         solved = [shot.prompt + shot.labels[shot.answer] for shot in examples]
         parts = [self.instruction, *solved, question.prompt]
         prompt = self.separator.join(part for part in parts if part)
-        return Question(prompt, question.labels, question.answer)
+        return replace(question, prompt=prompt)
 
     def _labels(self, row: Mapping[str, Any], where: str) -> tuple[str, ...]:
         if not isinstance(self.labels, str):
