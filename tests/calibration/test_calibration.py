@@ -20,7 +20,7 @@ from workbench.calibration.effects import (
 )
 from workbench.calibration.gradient import gradient_profile
 from workbench.calibration.one_head import OneHeadARow
-from workbench.calibration.parts import Splits, seen_in_calibration, split
+from workbench.calibration.parts import Splits, split
 from workbench.calibration.profile import (
     dominant_heads,
     finite_profile,
@@ -32,7 +32,8 @@ from workbench.calibration.settings import ActCalibration, Run, ZeroTuningCalibr
 from workbench.calibration.zerotuning import calibrate_zerotuning
 from workbench.errors import ConfigError, DataError
 from workbench.evaluation.scoring import Encoded, pad_left
-from workbench.evaluation.task import Question
+from workbench.evaluation.seen import seen_in_calibration
+from workbench.evaluation.task import Question, find_task
 from workbench.interventions.act import ACT, DampedMass
 from workbench.models.base import Site
 
@@ -370,11 +371,14 @@ def test_random_heads_are_as_many_seeded_and_of_the_layers_that_were_chosen_from
 def test_questions_that_chose_are_known_again():
     asked = made_up(40)
     parts = split(asked, 0)
-    about = json.loads(json.dumps(parts.about()))
-    assert about["parts"] == {"profile": 20, "validation": 10, "test": 10}
-    assert seen_in_calibration(parts.test, about) == 0
-    assert seen_in_calibration(asked, about) == 30
-    assert seen_in_calibration(asked, None) == 0
+    content = json.loads(json.dumps({"name": "act", "calibration": parts.about()}))
+    assert content["calibration"]["parts"] == {"profile": 20, "validation": 10, "test": 10}
+    assert seen_in_calibration(parts.test, content) == 0
+    assert seen_in_calibration(asked, content) == 30
+    assert seen_in_calibration(asked, wb.ZeroTuning(2.0)) == 0
+    task = find_task("sst2")
+    behind = [task.with_examples(question, parts.test[:1]) for question in parts.profile]
+    assert seen_in_calibration(behind, content) == 20
 
 
 def test_what_cannot_calibrate_is_refused(demo):

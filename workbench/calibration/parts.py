@@ -14,14 +14,13 @@ import torch
 
 from workbench.errors import DataError
 from workbench.evaluation.scoring import Encoded, Settings, encode_questions
+from workbench.evaluation.seen import prompt_hash
 from workbench.evaluation.task import Question
 from workbench.models.base import ModelAdapter
 
 SHARES = (0.5, 0.25)
 """Of the rows for ``profile`` and ``validation``; the rest is ``test``."""
 MIN_ROWS = 8
-HASH_LENGTH = 16
-"""Hexadecimal digits by which a file names a prompt."""
 
 
 @dataclass(frozen=True)
@@ -92,20 +91,3 @@ def questions_hash(questions: Sequence[Question]) -> str:
     """SHA-256 of prompts, labels and answers."""
     content = [[item.prompt, list(item.labels), item.answer] for item in questions]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
-
-
-def prompt_hash(question: Question) -> str:
-    """By what a file names a prompt."""
-    return hashlib.sha256(question.prompt.encode()).hexdigest()[:HASH_LENGTH]
-
-
-def seen_in_calibration(questions: Sequence[Question], calibration: Any) -> int:
-    """How many questions were among those that chose an intervention.
-
-    Args:
-        questions: As the task makes them, without examples in front.
-        calibration: What stands under ``calibration`` in an intervention's file.
-    """
-    chosen_on = calibration.get("chosen_on") if isinstance(calibration, dict) else None
-    known = set(chosen_on) if isinstance(chosen_on, list) else set()
-    return sum(prompt_hash(question) in known for question in questions)

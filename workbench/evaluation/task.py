@@ -35,6 +35,8 @@ class Question:
     """Index of the right label."""
     where: str = field(default="", compare=False)
     """Where its row stands, for messages: ``line 3 of test.jsonl``."""
+    bare: str = field(default="", compare=False)
+    """The prompt without the examples in front of it; empty: there are none."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ class Task:
         solved = [shot.prompt + shot.labels[shot.answer] for shot in examples]
         parts = [self.instruction, *solved, question.prompt]
         prompt = self.separator.join(part for part in parts if part)
-        return replace(question, prompt=prompt)
+        return replace(question, prompt=prompt, bare=question.bare or question.prompt)
 
     def _labels(self, row: Mapping[str, Any], where: str) -> tuple[str, ...]:
         if not isinstance(self.labels, str):
