@@ -406,8 +406,12 @@ def test_what_cannot_calibrate_is_refused(demo):
 def test_a_row_that_cannot_be_scored_is_told_before_anything_is_run(demo, name, monkeypatch):
     bad = Question("word " * 300, (" good", " bad"), 0, where="line 7 of x.jsonl")
     parts = Splits(made_up(4), made_up(4), [bad])
-    monkeypatch.setattr(type(demo), "capture", None)
-    monkeypatch.setattr(type(demo), "logits", None)
+
+    def too_early(*_, **__):
+        raise AssertionError("the model was run")
+
+    for name_of_pass in ("capture", "logits", "continue_from"):
+        monkeypatch.setattr(type(demo), name_of_pass, too_early)
     calibrate, config = {
         "act": (calibrate_act, ActCalibration(skip_first_layers=0)),
         "zerotuning": (calibrate_zerotuning, ZeroTuningCalibration()),

@@ -10,7 +10,7 @@ import typer
 
 from workbench.cli import options as given
 from workbench.cli.console import print_json, print_table
-from workbench.errors import ConfigError, DataError, UnknownNameError
+from workbench.errors import ConfigError, UnknownNameError
 
 
 def generate_command(
@@ -136,27 +136,14 @@ def _with_settings(path: Path, settings: Mapping[str, str]) -> Any:
     """The content of an intervention file, numbers of ``settings`` in their place."""
     import json
 
-    content = _read(path)
+    from workbench.interventions.document import read_document
+
+    content = read_document(path)
     for key, value in _typed(settings).items():
         try:
             content[key] = json.loads(value) if isinstance(value, str) else value
         except ValueError:
             content[key] = value
-    return content
-
-
-def _read(path: Path) -> dict[str, Any]:
-    import json
-
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except OSError as error:
-        reason = (error.strerror or "no such file").lower()
-        raise DataError(f"the intervention file must be readable; {path}: {reason}") from error
-    except ValueError as error:
-        raise DataError(f"the intervention file must be JSON in UTF-8; {path}: {error}") from error
-    if not isinstance(content, dict):
-        raise DataError(f"the intervention file must hold one JSON object; {path} does not")
     return content
 
 
