@@ -36,7 +36,7 @@ def read_turns(path: Path, limit: int | None = None) -> list[dict[str, Any]]:
                 f"a row of {NAME} must have question_id and turns, a list of texts; {place} has not"
             )
     if not rows:
-        raise DataError(f"{path.name} must have at least one row; it is empty")
+        raise DataError(f"{path.name} must have at least one row; it is empty; give another file")
     return rows
 
 
