@@ -11,6 +11,7 @@ import streamlit as st
 
 from app import models, playing, url
 from app.components.head_view import prompt_area
+from app.components.intervention_file import intervention_file
 from app.components.intervention_form import intervention_form
 from app.components.layout import page
 from app.components.pickers import model_picker
@@ -31,8 +32,8 @@ def playground_page() -> None:
         n_new = _n_new()
         n_layers, n_heads = models.head_counts(name)
         with st.expander("Intervention", expanded=True):
-            content = intervention_form(n_layers, n_heads)
-        _save(content, name, n_layers)
+            content = intervention_file() or intervention_form(n_layers, n_heads)
+        _save(content, name, n_layers, n_heads)
         if st.button("Generate both", type="primary"):
             _generate(name, prompt, n_new, content)
         else:
@@ -47,9 +48,11 @@ def _n_new() -> int:
     return int(n_new)
 
 
-def _save(content: dict[str, Any], name: str, n_layers: int) -> None:
-    # The name without its folder: a file that is passed on must not tell where a model lay.
-    whole = {**content, "model": name.rstrip("/").rpartition("/")[2], "layers": n_layers}
+def _save(content: dict[str, Any], name: str, n_layers: int, n_heads: int) -> None:
+    # The name without its folder: a file that is passed on must not tell where a model lay. What a
+    # loaded file says of its model stays.
+    about = {"model": name.rstrip("/").rpartition("/")[2], "layers": n_layers, "n_heads": n_heads}
+    whole = {**about, **content}
     st.download_button(
         "Save as an intervention file",
         json.dumps({key: value for key, value in whole.items() if value is not None}, indent=1)

@@ -377,3 +377,70 @@ def test_going_back_in_the_browser_takes_a_choice_back(full):
     tab.query_params["seed"] = "7"
     tab.run()
     assert next(box.value for box in tab.number_input if box.label == "Seed") == 7
+
+
+CALIBRATED = {
+    "name": "zerotuning",
+    "version": 1,
+    "layers": 4,
+    "n_heads": 4,
+    "heads": [[0, 1], [2, 3]],
+    "gamma": [30.0, 0.02],
+    "mode": "score",
+    "calibration": {
+        "task": "sst2",
+        "table": {"uncalibrated": {"accuracy": 0.25}, "calibrated": {"accuracy": 0.5}},
+    },
+}
+
+
+@needs_demo
+def test_the_playground_loads_a_calibration_and_saves_one():
+    tab = open_page("playground", tokens="2")
+    content = json.dumps(CALIBRATED).encode()
+    tab.file_uploader[0].upload("zt.json", content, "application/json").run()
+    assert not tab.exception
+    assert not tab.error
+    assert "zt.json: zerotuning, gamma = [30.0, 0.02]" in told(tab)
+    assert "heads: L0H1, L2H3" in told(tab)
+    assert list(tab.dataframe[0].value["calibrated"]) == ["0.5"]
+    next(button for button in tab.button if button.label == "Generate both").click().run()
+    attention = tab.session_state["play found"][1]
+    # The attention that moved is that of the file's heads, so the file is what was applied.
+    moved = np.abs(attention[1] - attention[0]).sum(-1)
+    assert moved[0, 1] > 1e-3
+    assert moved[0, [0, 2, 3]].max() < 1e-6
+    assert list(tab.get("download_button"))
+
+
+@needs_demo
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ({**CALIBRATED, "layers": 5}, "layers is 5"),
+        ({**CALIBRATED, "n_heads": 8}, "n_heads is 8"),
+        ({**CALIBRATED, "gamma": -1}, "gamma must be above 0"),
+        ({**CALIBRATED, "gamma": 2.0, "heads": [[0, 9]]}, "4 layers x 4 heads"),
+        ([], "one JSON object"),
+    ],
+    ids=["layers", "heads", "gamma", "head", "list"],
+)
+def test_a_file_that_does_not_fit_is_told_on_the_playground(content, words):
+    tab = open_page("playground", tokens="2")
+    tab.file_uploader[0].upload("zt.json", json.dumps(content).encode(), "application/json").run()
+    buttons = [button for button in tab.button if button.label == "Generate both"]
+    if buttons:  # what is wrong for any model is told before
+        buttons[0].click().run()
+    assert not tab.exception
+    assert words in told(tab)
+
+
+@needs_demo
+def test_a_file_without_heads_changes_nothing():
+    tab = open_page("playground", tokens="2")
+    content = {"name": "zerotuning", "gamma": 3.0, "heads": []}
+    tab.file_uploader[0].upload("none.json", json.dumps(content).encode(), "application/json").run()
+    assert "none, so nothing changes" in told(tab)
+    next(button for button in tab.button if button.label == "Generate both").click().run()
+    attention = tab.session_state["play found"][1]
+    assert np.array_equal(attention[0], attention[1])

@@ -78,6 +78,13 @@ def test_answers_for_a_judge_have_the_judge_s_format(command, tmp_path):
     assert row["question_id"] == 81
     assert len(row["choices"][0]["turns"]) == 2
     assert {"answer_id", "model_id", "tstamp"} <= set(row)
+    said = command(*arguments, "-o", answers, "--max-new-tokens", "3", "--json").json
+    assert said == {"task": "mt-bench", "n": 1, "path": str(answers)}
+    answers.unlink()
+    failed = command(*arguments, "-o", answers, "--max-new-tokens", "200")
+    assert failed.failed_with("question 81 may need")
+    assert not answers.exists()
+    assert command(*arguments, "-o", answers, "--shots", "2").code == 2
 
 
 def test_a_calibration_writes_a_file_that_evaluate_takes(command, questions, tmp_path):
@@ -92,8 +99,11 @@ def test_a_calibration_writes_a_file_that_evaluate_takes(command, questions, tmp
     assert content["name"] == "zerotuning"
     assert content["layers"] == 4
     assert content["calibration"]["n"] == 12
-    found = command(*on(questions, "--limit", "2", "--intervention", file, "--json")).json
-    assert found["n"] == 2
+    assert "rank correlation of the gradient" in done.err
+    found = command(*on(questions, "--intervention", file, "--json"))
+    assert found.json["n"] == 12
+    assert found.json["seen_in_calibration"] == 9  # the table's quarter apart
+    assert "9 of the 12 questions chose this intervention" in found.err
     content["layers"] = 5
     file.write_text(json.dumps(content))
     assert command(*on(questions, "--limit", "2", "--intervention", file)).failed_with(

@@ -84,12 +84,23 @@ def test_an_edit_moves_the_scores_and_the_stock_model_stays(model):
     assert evaluation.scored != plain.scored
     document = evaluation.document()
     assert document["interventions"][0]["gamma"] == 3.0
-    assert set(document["difference"]) == {"accuracy", "label_accuracy"}
+    assert set(document["difference"]) == {"accuracy", "label_accuracy", "margin"}
+    change = document["difference"]["margin"]
+    assert change["value"] == pytest.approx(document["margin"] - document["stock"]["margin"])
+    assert change["gained"] + change["lost"] == 3
     assert document["stock"]["n"] == 3
     with model.edit(wb.ZeroTuning(3.0)):
         edited = evaluate(model, find_task("sst2"), QUESTIONS, None, settings)
     assert edited.scored == evaluation.scored
     assert [row["stock_parsed"] for row in evaluation.rows()] == list(plain.scored.parsed)
+
+
+def test_rows_are_told_by_where_they_stand(model):
+    alike = Question("The", (" one thing", " one other"), 0, where="line 5 of x.jsonl")
+    with pytest.raises(DataError, match=r"line 5 of x\.jsonl do not"):
+        encode_questions(model, [QUESTIONS[0], alike], Settings())
+    with pytest.raises(DataError, match="at least one token; that of row 1 has none"):
+        encode_questions(model, [Question(" ", (" a", " b"), 0)], Settings())
 
 
 def test_labels_that_begin_alike_are_refused_by_the_first_token_alone(model):

@@ -41,7 +41,10 @@ def test_a_label_may_be_named():
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"text": "x"}, "label"),
+        ({"text": "x"}, "must have label"),
+        ({"text": "x", "label": None}, "has null"),
+        ({"text": None, "label": 1}, "text of a row of sst2 must be a text"),
+        ({"text": ["x"], "label": 1}, "must be a text"),
         ({"text": "x", "label": 2}, "0 ... 1"),
         ({"text": "x", "label": -1}, "0 ... 1"),
         ({"text": "x", "label": "good"}, "negative, positive"),
@@ -56,9 +59,10 @@ def test_a_bad_row_is_refused_with_its_number(tmp_path, row, message):
 
 
 def test_choices_must_be_a_list():
-    row = {"question": "?", "choices": "abc", "answer": 0}
-    with pytest.raises(DataError, match="choices, a list of 2 to 26; line 7"):
-        find_task("arc").question(row, "line 7")
+    for choices in ("abc", ["a"], ["a", None]):
+        row = {"question": "?", "choices": choices, "answer": 0}
+        with pytest.raises(DataError, match="choices, a list of 2 to 26 texts; line 7"):
+            find_task("arc").question(row, "line 7")
 
 
 def test_an_empty_split_is_refused(tmp_path):

@@ -9,30 +9,33 @@ import torch
 
 from workbench.calibration.settings import Run
 from workbench.evaluation.measures import Scored
-from workbench.evaluation.scoring import Settings, encode_questions, score
-from workbench.evaluation.task import Question
-from workbench.models.base import ModelAdapter
+from workbench.evaluation.scoring import Encoded, Settings, score
+from workbench.models.base import ModelAdapter, ModelSpec
 
 Heads = tuple[tuple[int, int], ...]
 
 
 def control_table(
     model: ModelAdapter,
-    questions: Sequence[Question],
+    encoded: Sequence[Encoded],
     intervention: Any,
     heads: Heads,
+    layers: Sequence[int],
     run: Run,
 ) -> dict[str, dict[str, float]]:
-    """Metrics of the uncalibrated model, of the choice, and of as many heads drawn at random."""
+    """Metrics of the uncalibrated model, of the choice, and of as many heads drawn at random.
+
+    The random heads come from the layers that the choice was made in, so that nothing but the choice
+    differs.
+    """
     settings = Settings(batch_size=run.batch_size)
-    encoded = encode_questions(model, questions, settings)
 
     def measured(edit: Any) -> dict[str, float]:
         with nullcontext() if edit is None else model.edit(edit):
             found: Scored = score(model, encoded, settings)
         return found.metrics()
 
-    random = random_heads(model, len(heads), run.seed)
+    random = random_heads(model.spec, layers, len(heads), run.seed)
     return {
         "uncalibrated": measured(None),
         "calibrated": measured(replace(intervention, heads=heads)),
@@ -40,9 +43,9 @@ def control_table(
     }
 
 
-def random_heads(model: ModelAdapter, n: int, seed: int) -> Heads:
-    """``n`` different heads of any layer."""
-    spec = model.spec
+def random_heads(spec: ModelSpec, layers: Sequence[int], n: int, seed: int) -> Heads:
+    """``n`` different heads of some layers."""
     generator = torch.Generator().manual_seed(seed)
-    picked = torch.randperm(spec.n_layers * spec.n_heads, generator=generator)[:n].tolist()
-    return tuple(sorted(divmod(index, spec.n_heads) for index in picked))
+    picked = torch.randperm(len(layers) * spec.n_heads, generator=generator)[:n].tolist()
+    places = (divmod(index, spec.n_heads) for index in picked)
+    return tuple(sorted((layers[at], head) for at, head in places))

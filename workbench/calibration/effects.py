@@ -106,6 +106,52 @@ def prepare(
     return Prepared(questions, tokens, mask, resid, touched)
 
 
+KEPT_BYTES = 1 << 30
+"""Memory for the residual streams of questions that were run once."""
+
+
+class Residuals:
+    """``resid_pre`` of every block, by question: kept while memory lasts, else made anew."""
+
+    def __init__(
+        self, model: ModelAdapter, questions: Sequence[Encoded], limit: int = KEPT_BYTES
+    ) -> None:
+        """Keep nothing yet.
+
+        Args:
+            model: The stock model.
+            questions: All of them.
+            limit: Bytes that may be kept.
+        """
+        self._model, self._questions, self._room = model, questions, limit
+        self._kept: dict[int, list[Tensor]] = {}
+
+    def keep(self, rows: Sequence[int], prepared: Prepared) -> None:
+        """Keep what was made for some questions, if there is room."""
+        for place, row in enumerate(rows):
+            length = len(self._questions[row].prompt)
+            parts = [layer[place, -length:].clone() for layer in prepared.resid]
+            size = sum(part.nbytes for part in parts)
+            if size <= self._room:
+                self._room -= size
+                self._kept[row] = parts
+
+    def prepared(self, rows: Sequence[int], work: Work) -> Prepared:
+        """The residual streams of some questions together; ``work`` counts those made anew."""
+        questions = [self._questions[row] for row in rows]
+        if any(row not in self._kept for row in rows):
+            return prepare(self._model, questions, None, work)
+        tokens, mask = pad_left([item.prompt for item in questions])
+        resid = []
+        for layer in range(self._model.spec.n_layers):
+            parts = [self._kept[row][layer] for row in rows]
+            missing = [tokens.shape[1] - len(part) for part in parts]
+            pad = torch.nn.functional.pad
+            padded = [pad(x, (0, 0, n, 0)) for x, n in zip(parts, missing, strict=True)]
+            resid.append(torch.stack(padded))
+        return Prepared(questions, tokens, mask, tuple(resid))
+
+
 def answers_of_rows(
     model: ModelAdapter,
     prepared: Prepared,

@@ -1,16 +1,12 @@
 """What a calibration is told, and what it gives."""
 
-import hashlib
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from workbench.errors import ConfigError, DataError
-from workbench.evaluation.task import Question
+from workbench.errors import ConfigError
 from workbench.interventions.files import VERSION
 from workbench.models.base import ModelSpec
 from workbench.settings import check_settings, setting
@@ -49,7 +45,7 @@ class ZeroTuningCalibration:
         choices=("finite", "gradient"),
     )
     probe_gamma: float = setting(2.0, "gamma that profiles one head", low=0.0, exclusive=True)
-    share: float = setting(0.4, "share of all heads to take", low=0.0, high=1.0, exclusive=False)
+    share: float = setting(0.4, "largest share of all heads to take", low=0.0, high=1.0)
     gammas: tuple[float, ...] = setting(
         (0.25, 0.5, 0.75, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0), "gammas to choose from"
     )
@@ -57,10 +53,22 @@ class ZeroTuningCalibration:
     def __post_init__(self) -> None:
         """Refuse settings that cannot calibrate anything."""
         check_settings(self)
-        if self.probe_gamma == 1.0 or not self.gammas or min(self.gammas) <= 0.0:
+        if self.probe_gamma in (1.0, float("inf")):
             raise ConfigError(
-                "probe_gamma must not be 1 and gammas must be above 0; got "
-                f"{self.probe_gamma} and {', '.join(map(str, self.gammas)) or 'none'}"
+                f"probe_gamma must be a number other than 1, which changes nothing; got {self.probe_gamma}"
+            )
+        if self.share == 0.0:
+            raise ConfigError("share must be above 0; got 0, which takes no head")
+        shown = ", ".join(f"{gamma:g}" for gamma in self.gammas) or "none"
+        if not all(0.0 < gamma < float("inf") for gamma in self.gammas):
+            raise ConfigError(f"gammas must be above 0; got {shown}")
+        if not (
+            any(gamma > 1.0 for gamma in self.gammas) and any(gamma < 1.0 for gamma in self.gammas)
+        ):
+            # Which side is searched is known after the profile only: too late to refuse.
+            raise ConfigError(
+                f"gammas must lie on both sides of 1, because the heads decide which side is used; got "
+                f"{shown}; add one"
             )
 
 
@@ -71,6 +79,17 @@ class ActCalibration:
     alpha: float = setting(5.0, "a key is a sink above alpha / n of mean attention", low=0.0)
     beta: float = setting(0.4, "factor on the attention to sinks", low=0.0, high=1.0)
     mode: str = setting("causal", "rows a sink is judged by", choices=("causal", "full"))
+    protect_first: bool = setting(True, "leave the first token alone")
+    race: str = setting(
+        "margin",
+        "how heads are dropped early: exact, or by margins too",
+        choices=("margin", "exact"),
+    )
+    reach: float = setting(
+        2.0,
+        "race=margin: a head is done at margins so many times the largest change it has made",
+        low=1.0,
+    )
     skip_first_layers: int = setting(2, "layers at the entry that are left alone", low=0)
     skip_last_layers: int = setting(1, "layers at the end that are left alone", low=0)
 
@@ -81,39 +100,6 @@ class ActCalibration:
             raise ConfigError(
                 "beta must be below 1; 1 changes nothing, so there is nothing to choose"
             )
-
-
-@dataclass(frozen=True)
-class Splits:
-    """Questions for choosing heads, for choosing settings, and for the table; no row in two."""
-
-    profile: list[Question]
-    validation: list[Question]
-    test: list[Question]
-
-
-SHARES = (0.5, 0.25)
-"""Of the rows for ``profile`` and ``validation``; the rest is ``test``."""
-MIN_ROWS = 8
-
-
-def split(questions: Sequence[Question], seed: int) -> Splits:
-    """Part the questions at random; the same prompt is never in two parts.
-
-    Raises:
-        DataError: Too few different questions.
-    """
-    different = list({question.prompt: question for question in questions}.values())
-    if len(different) < MIN_ROWS:
-        raise DataError(
-            f"a calibration needs at least {MIN_ROWS} different questions to keep choosing and testing "
-            f"apart; got {len(different)}; give more rows"
-        )
-    order = torch.randperm(len(different), generator=torch.Generator().manual_seed(seed)).tolist()
-    first = round(len(order) * SHARES[0])
-    second = first + round(len(order) * SHARES[1])
-    parts = (order[:first], order[first:second], order[second:])
-    return Splits(*([different[index] for index in part] for part in parts))
 
 
 @dataclass(frozen=True)
@@ -140,6 +126,7 @@ class Calibrated:
             "model": spec.name,
             "revision": spec.revision,
             "layers": spec.n_layers,
+            "n_heads": spec.n_heads,
             "heads": [list(head) for head in self.heads],
             **self.settings,
             "calibration": {
@@ -151,9 +138,3 @@ class Calibrated:
                 "layer_forwards_naive": self.layer_forwards_naive,
             },
         }
-
-
-def questions_hash(questions: Sequence[Question]) -> str:
-    """SHA-256 of prompts, labels and answers."""
-    content = [[item.prompt, list(item.labels), item.answer] for item in questions]
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()

@@ -28,7 +28,9 @@ def calibrate_command(
         Path, typer.Option("--output", "-o", metavar="FILE.json", help="The result.")
     ],
     settings: given.Settings = None,
-    limit: Annotated[int | None, typer.Option(metavar="N", help="Only the first N rows.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Only the first N rows.")
+    ] = None,
     batch_size: Annotated[str, typer.Option(metavar="N|auto", help="Rows at once.")] = "auto",
     seed: Annotated[int, typer.Option(metavar="S", help="Of the parts and the controls.")] = 0,
     backend: given.Backend = "hf",
@@ -52,7 +54,8 @@ def calibrate_command(
     given.check_output(output)
     config = _config(method, given.read_settings(settings))
     with reporting(progress) as reporter:
-        from workbench.calibration.settings import Run, questions_hash, split
+        from workbench.calibration.parts import questions_hash, split
+        from workbench.calibration.settings import Run
         from workbench.evaluation.task import find_task, read_questions
         from workbench.models.load import load
 
@@ -66,6 +69,7 @@ def calibrate_command(
             "data": questions_hash(questions),
             "n": len(questions),
             "seed": seed,
+            **splits.about(),
         }
         size = given.read_batch_size(batch_size) or 16
         pieces = _pieces(store, loaded, method, config, about, size)
@@ -75,6 +79,8 @@ def calibrate_command(
     given.write_output(output, (json.dumps(document, indent=1) + "\n").encode())
     pieces.discard()
     print_json(document) if as_json else _show(calibrated)
+    if splits.n_repeated:
+        message(f"{splits.n_repeated} questions were left out: their prompt had come before")
     message(f"written: {output}")
     message(
         f"next: workbench evaluate --model {model} --task {task} --data TEST.jsonl --intervention {output}"
@@ -133,5 +139,13 @@ def _show(calibrated: "Calibrated") -> None:
     message(
         f"settings: {', '.join(f'{name}={value}' for name, value in calibrated.settings.items())}"
     )
+    scores = calibrated.scores
+    if "dominant" in scores:
+        correlation = scores.get("gradient_rank_correlation")
+        told = "not measured" if correlation is None else f"{correlation:.2f}"
+        message(
+            f"dominant type: {scores['dominant']}-effective; rank correlation of the gradient with the "
+            f"finite profile over {len(scores['profile'])} heads: {told}"
+        )
     saved = calibrated.layer_forwards_naive / max(calibrated.layer_forwards, 1)
     message(f"blocks run: {calibrated.layer_forwards}, {saved:.1f} times fewer than head by head")

@@ -27,7 +27,9 @@ def evaluate_command(
         ),
     ] = None,
     settings: given.Settings = None,
-    limit: Annotated[int | None, typer.Option(metavar="N", help="Only the first N rows.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Only the first N rows.")
+    ] = None,
     shots: Annotated[int, typer.Option(metavar="K", help="Solved examples before each.")] = 0,
     examples: Annotated[
         Path | None, typer.Option(metavar="TRAIN.jsonl", help="Where examples are drawn from.")
@@ -36,7 +38,8 @@ def evaluate_command(
         str, typer.Option(metavar="S", help="first-token, or loglikelihood of the whole label.")
     ] = "first-token",
     max_new_tokens: Annotated[
-        int | None, typer.Option(metavar="N", help="Tokens of an answer: 5, of mt-bench 64.")
+        int | None,
+        typer.Option(metavar="N", min=1, help="Tokens of an answer: 5, of mt-bench 64."),
     ] = None,
     batch_size: Annotated[str, typer.Option(metavar="N|auto", help="Questions at once.")] = "auto",
     seed: Annotated[int, typer.Option(metavar="S", help="Of the examples.")] = 0,
@@ -61,14 +64,18 @@ def evaluate_command(
     """
     if intervention is None and settings:
         raise typer.BadParameter("--set needs --intervention FILE.json|NAME")
+    if task == "mt-bench" and (shots or examples or scoring != "first-token"):
+        raise typer.BadParameter("mt-bench takes no --shots, --examples or --scoring")
     given.check_output(output)
     change = _intervention(intervention, settings)
     chosen = {"backend": backend, "revision": revision, "dtype": dtype, "device": device}
     with reporting(progress) as reporter:
         if task == "mt-bench":
-            _answer_turns(
+            n_answers = _answer_turns(
                 model, data, limit, change, max_new_tokens or 64, output, chosen, reporter
             )
+            if as_json:
+                print_json({"task": task, "n": n_answers, "path": str(output)})
             return
         from workbench.evaluation.evaluate import evaluate, with_examples
         from workbench.evaluation.scoring import Settings
@@ -86,6 +93,11 @@ def evaluate_command(
     if output is not None:
         _write_rows(output, evaluation.rows())
     print_json(evaluation.document()) if as_json else _show(evaluation)
+    if evaluation.seen:
+        message(
+            f"{evaluation.seen} of the {len(questions)} questions chose this intervention: on them it is "
+            "not tested; give others"
+        )
 
 
 def _intervention(name: str | None, settings: list[str] | None) -> Any:
@@ -115,7 +127,8 @@ def _answer_turns(
     output: Path | None,
     chosen: dict[str, Any],
     reporter: Any,
-) -> None:
+) -> int:
+    """Write a file for a judge; returns how many conversations it holds."""
     from contextlib import nullcontext
 
     from workbench.evaluation.chat import answer_turns, read_turns
@@ -130,6 +143,7 @@ def _answer_turns(
             model, rows, label, max_new_tokens=max_new_tokens, progress=reporter.progress
         )
     _write_rows(output, answers)
+    return len(answers)
 
 
 def _show(evaluation: "Evaluation") -> None:
@@ -148,4 +162,4 @@ def _show(evaluation: "Evaluation") -> None:
         rows.append(
             (name, number_text(float(before[name])), number_text(float(value)), interval, p)
         )
-    print_table(("metric", "stock", "edited", "95 % of the difference", "McNemar p"), rows)
+    print_table(("metric", "stock", "edited", "95 % of the difference", "p"), rows)

@@ -10,7 +10,7 @@ import typer
 
 from workbench.cli import options as given
 from workbench.cli.console import print_json, print_table
-from workbench.errors import ConfigError, DataError, UnknownNameError
+from workbench.errors import ConfigError, UnknownNameError
 
 
 def generate_command(
@@ -23,7 +23,9 @@ def generate_command(
         ),
     ] = None,
     settings: given.Settings = None,
-    max_new_tokens: Annotated[int, typer.Option(metavar="N", help="How many tokens at most.")] = 64,
+    max_new_tokens: Annotated[
+        int, typer.Option(metavar="N", min=1, help="How many tokens at most.")
+    ] = 64,
     compare: Annotated[
         bool, typer.Option("--compare", help="Show the stock model's text beside it.")
     ] = False,
@@ -76,19 +78,31 @@ def _compare(
     print_table(("stock", name), [(found.stock.text, found.edited.text)])
     for title, path in (("stock", found.stock), (name, found.edited)):
         print(f"\nthe tokens of {title}")
-        columns = (
-            path.probability_stock, path.probability_edited, path.entropy_stock, path.entropy_edited
-        )  # fmt: skip
-        rows = [
-            (repr(model.tokenizer.decode([token])), *(f"{float(value):.3f}" for value in values))
-            for token, *values in zip(path.tokens.tolist(), *columns, strict=True)
-        ]
-        print_table(("token", "p stock", "p edited", "entropy stock", "entropy edited"), rows)
+        print_table(
+            ("token", "p stock", "edited", "change", "entropy stock", "edited", "change"),
+            _token_rows(model, path),
+        )
     if found.sink_mass_stock is not None and found.sink_mass_edited is not None:
         print("\nattention to the first token, mean over heads and queries of the prompt")
         masses = zip(found.sink_mass_stock.tolist(), found.sink_mass_edited.tolist(), strict=True)
         rows = [(f"layer {n}", f"{a:.3f}", f"{b:.3f}") for n, (a, b) in enumerate(masses)]
         print_table(("", "stock", "edited"), rows)
+
+
+def _token_rows(model: Any, path: Any) -> list[tuple[str, ...]]:
+    """One row a token: its probability and the entropy around it, before, after and the change."""
+    pairs = (
+        (path.probability_stock, path.probability_edited),
+        (path.entropy_stock, path.entropy_edited),
+    )
+    rows = []
+    for place, token in enumerate(path.tokens.tolist()):
+        cells = [repr(model.tokenizer.decode([token]))]
+        for stock, edited in pairs:
+            before, after = float(stock[place]), float(edited[place])
+            cells += [f"{before:.3f}", f"{after:.3f}", f"{after - before:+.3f}"]
+        rows.append(tuple(cells))
+    return rows
 
 
 def read_intervention(name: str, settings: Mapping[str, str]) -> Any:
@@ -122,27 +136,14 @@ def _with_settings(path: Path, settings: Mapping[str, str]) -> Any:
     """The content of an intervention file, numbers of ``settings`` in their place."""
     import json
 
-    content = _read(path)
+    from workbench.interventions.document import read_document
+
+    content = read_document(path)
     for key, value in _typed(settings).items():
         try:
             content[key] = json.loads(value) if isinstance(value, str) else value
         except ValueError:
             content[key] = value
-    return content
-
-
-def _read(path: Path) -> dict[str, Any]:
-    import json
-
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except OSError as error:
-        reason = (error.strerror or "no such file").lower()
-        raise DataError(f"the intervention file must be readable; {path}: {reason}") from error
-    except ValueError as error:
-        raise DataError(f"the intervention file must be JSON in UTF-8; {path}: {error}") from error
-    if not isinstance(content, dict):
-        raise DataError(f"the intervention file must hold one JSON object; {path} does not")
     return content
 
 

@@ -10,7 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from workbench.errors import DataError
+import torch
+
+from workbench.errors import CapabilityError, DataError
 from workbench.files import read_json_rows
 from workbench.models.base import ModelAdapter
 
@@ -34,7 +36,7 @@ def read_turns(path: Path, limit: int | None = None) -> list[dict[str, Any]]:
                 f"a row of {NAME} must have question_id and turns, a list of texts; {place} has not"
             )
     if not rows:
-        raise DataError(f"{path.name} must have at least one row; it is empty")
+        raise DataError(f"{path.name} must have at least one row; it is empty; give another file")
     return rows
 
 
@@ -49,15 +51,21 @@ def answer_turns(
     """Let the model answer every turn, its own earlier answers in view.
 
     Raises:
-        DataError: A conversation that does not fit the model.
+        CapabilityError: The model has no tokenizer.
+        DataError: A conversation that does not fit the model; nothing has run then.
     """
+    tokenizer = model.tokenizer
+    if tokenizer is None:
+        raise CapabilityError(f"answers to texts need a tokenizer; {model.spec.name} has none")
+    _check_lengths(model, rows, max_new_tokens)
     answers = []
     for number, row in enumerate(rows, start=1):
         messages: list[dict[str, str]] = []
         for turn in row["turns"]:
             messages.append({"role": "user", "content": turn})
-            prompt = _prompt(model.tokenizer, messages)
-            text = model.generate(prompt, max_new_tokens=max_new_tokens, do_sample=False)
+            tokens = torch.tensor([_token_ids(tokenizer, messages)])
+            output = model.generate(tokens, max_new_tokens=max_new_tokens, do_sample=False)
+            text = tokenizer.decode(output[0, tokens.shape[1] :], skip_special_tokens=True)
             messages.append({"role": "assistant", "content": text.strip()})
         turns = [message["content"] for message in messages if message["role"] == "assistant"]
         about = {"question_id": row["question_id"], "model_id": model_id}
@@ -73,6 +81,33 @@ def answer_turns(
         )
         progress(number, len(rows))
     return answers
+
+
+def _check_lengths(
+    model: ModelAdapter, rows: Sequence[Mapping[str, Any]], max_new_tokens: int
+) -> None:
+    """Refuse before the first answer what would not fit at the last turn, all answers full length."""
+    n_ctx = model.spec.n_ctx
+    for row in rows:
+        messages = []
+        for turn in row["turns"]:
+            messages.append({"role": "user", "content": turn})
+            messages.append({"role": "assistant", "content": ""})
+        n_asked = len(_token_ids(model.tokenizer, messages[:-1]))
+        longest = n_asked + len(row["turns"]) * max_new_tokens
+        if longest > n_ctx:
+            raise DataError(
+                f"a conversation must fit in n_ctx = {n_ctx} of {model.spec.name}; question "
+                f"{row['question_id']} may need {longest} tokens with {max_new_tokens} an answer; lower "
+                "--max-new-tokens, or leave it out"
+            )
+
+
+def _token_ids(tokenizer: Any, messages: Sequence[Mapping[str, str]]) -> list[int]:
+    # A chat template writes its special tokens itself; a second BOS would be another prompt.
+    special = not getattr(tokenizer, "chat_template", None)
+    text = _prompt(tokenizer, messages)
+    return list(tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
 
 
 def _prompt(tokenizer: Any, messages: Sequence[Mapping[str, str]]) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 from workbench.evaluation.measures import Difference, Scored, difference
 from workbench.evaluation.scoring import Encoded, Settings, encode_questions, score
+from workbench.evaluation.seen import seen_in_calibration
 from workbench.evaluation.task import Question, Task
 from workbench.models.base import ModelAdapter
 from workbench.run import describe_intervention
@@ -24,18 +25,24 @@ class Evaluation:
     scored: Scored
     stock: Scored | None = None
     interventions: tuple[dict[str, Any], ...] = ()
+    seen: int = 0
+    """Questions that the intervention was chosen on."""
 
     def metrics(self) -> dict[str, float]:
         """The headline numbers, of the model under the interventions."""
         return self.scored.metrics()
 
     def differences(self, seed: int = 0) -> dict[str, Difference]:
-        """Edited minus stock, for what was written and for the labels alone."""
+        """Edited minus stock, for what was written and for the labels alone.
+
+        Of the margin, p is that of a sign test: as many questions gained margin as lost some.
+        """
         if self.stock is None:
             return {}
         return {
             "accuracy": difference(self.stock.correct, self.scored.correct, seed),
             "label_accuracy": difference(self.stock.label_correct, self.scored.label_correct, seed),
+            "margin": difference(self.stock.margins, self.scored.margins, seed),
         }
 
     def document(self) -> dict[str, Any]:
@@ -50,7 +57,11 @@ class Evaluation:
         compared: dict[str, Any] = {}
         if self.stock is not None:
             changes = {name: asdict(change) for name, change in self.differences().items()}
-            compared = {"stock": self.stock.metrics(), "difference": changes}
+            compared = {
+                "stock": self.stock.metrics(),
+                "difference": changes,
+                "seen_in_calibration": self.seen,
+            }
         return {**about, **self.metrics(), **compared}
 
     def rows(self) -> list[dict[str, Any]]:
@@ -96,7 +107,9 @@ def evaluate(
     else:
         scored = _scored(model, encoded, settings, 0, total)
     spec = model.spec
-    return Evaluation(task.name, spec.name, spec.revision, settings.scoring, scored, stock, active)
+    seen = 0 if intervention is None else seen_in_calibration(questions, intervention)
+    about = (task.name, spec.name, spec.revision, settings.scoring)
+    return Evaluation(*about, scored, stock, active, seen)
 
 
 def _scored(

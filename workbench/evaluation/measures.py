@@ -89,13 +89,13 @@ class Difference:
     high: float
     """95 % interval of a bootstrap over questions."""
     p: float
-    """Two-sided exact McNemar test: as many gained as lost."""
+    """Two-sided exact McNemar test (a sign test, of margins): as many gained as lost."""
     gained: int
     lost: int
 
 
 def difference(before: Numbers, after: Numbers, seed: int = 0) -> Difference:
-    """Compare right (1) and wrong (0) of two models, question by question."""
+    """Compare two models question by question: right (1) and wrong (0), or margins."""
     change = after - before
     generator = np.random.default_rng(seed)
     picks = generator.integers(0, len(change), (N_RESAMPLES, len(change)))

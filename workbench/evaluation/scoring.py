@@ -56,35 +56,46 @@ def encode_questions(
     """
     if model.tokenizer is None:
         raise CapabilityError(f"an evaluation needs a tokenizer; {model.spec.name} has none")
-    encoded = [_encode(model.tokenizer, question) for question in questions]
-    for number, (item, question) in enumerate(zip(encoded, questions, strict=True), start=1):
+    encoded = []
+    for number, question in enumerate(questions, start=1):
+        row = question.where or f"row {number}"
+        item = _encode(model.tokenizer, question, row)
+        encoded.append(item)
         longest = len(item.prompt) + max(max(map(len, item.labels)), settings.max_new_tokens)
         if longest > model.spec.n_ctx:
             raise DataError(
-                f"prompt and answer must fit in n_ctx = {model.spec.n_ctx} of {model.spec.name}; row "
-                f"{number} needs {longest} tokens; leave it out, or give fewer examples"
+                f"prompt and answer must fit in n_ctx = {model.spec.n_ctx} of {model.spec.name}; "
+                f"{row} needs {longest} tokens; leave it out, or give fewer examples"
             )
         firsts = [label[0] for label in item.labels]
         if settings.scoring == "first-token" and len(set(firsts)) < len(firsts):
             shown = ", ".join(repr(label) for label in question.labels)
             raise DataError(
                 f"labels must begin with different tokens to be told apart by the first; {shown} of "
-                f"row {number} do not with this tokenizer; use scoring=loglikelihood, or other labels"
+                f"{row} do not with this tokenizer; use scoring=loglikelihood, or other labels"
             )
     return encoded
 
 
-def _encode(tokenizer: Any, question: Question) -> Encoded:
+def _encode(tokenizer: Any, question: Question, row: str) -> Encoded:
     # A space at the end belongs to the label, or the prompt would end in a token of its own.
     prompt = question.prompt.rstrip()
     space = question.prompt[len(prompt) :]
-    start = tuple(tokenizer(prompt)["input_ids"])
+
+    def ids(text: str) -> tuple[int, ...]:
+        # The tokenizer would warn of long texts, which are refused by the caller.
+        return tuple(tokenizer(text, verbose=False)["input_ids"])
+
+    start = ids(prompt)
+    if not start:
+        raise DataError(f"a prompt must have at least one token; that of {row} has none; mend it")
     labels = []
     for label in question.labels:
-        whole = tuple(tokenizer(prompt + space + label)["input_ids"])
-        labels.append(whole[len(start) :])
+        labels.append(ids(prompt + space + label)[len(start) :])
         if not labels[-1]:
-            raise DataError(f"a label must have a token of its own; {label!r} has none")
+            raise DataError(
+                f"a label must have a token of its own; {label!r} of {row} has none; choose another"
+            )
     return Encoded(start, tuple(labels), question.answer)
 
 

@@ -12,7 +12,7 @@ import json
 import re
 import string
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,10 @@ class Question:
     """Continuations of the prompt, one of them right."""
     answer: int
     """Index of the right label."""
+    where: str = field(default="", compare=False)
+    """Where its row stands, for messages: ``line 3 of test.jsonl``."""
+    bare: str = field(default="", compare=False)
+    """The prompt without the examples in front of it; empty: there are none."""
 
 
 @dataclass(frozen=True)
@@ -58,13 +62,19 @@ class Task:
         if self.labels == LETTERS:
             lines = zip(labels, row["choices"], strict=True)
             fields["choices"] = "\n".join(f"{label.strip()}. {choice}" for label, choice in lines)
-        missing = [name for name in self.placeholders() if name not in fields]
-        if missing:
-            raise DataError(
-                f"a row of {self.name} must have {', '.join(self.placeholders())}; {where} has no "
-                f"{missing[0]}; mend the row or the template"
-            )
-        return Question(self.prompt.format(**fields), labels, self._answer(row, labels, where))
+        for name in self.placeholders():
+            if name not in fields:
+                raise DataError(
+                    f"a row of {self.name} must have {', '.join(self.placeholders())}; {where} has no "
+                    f"{name}; mend the row or the template"
+                )
+            if not _is_text(fields[name]):
+                raise DataError(
+                    f"{name} of a row of {self.name} must be a text; {where} has "
+                    f"{json.dumps(fields[name])[:60]}; mend the row"
+                )
+        answer = self._answer(row, labels, where)
+        return Question(self.prompt.format(**fields), labels, answer, where)
 
     def placeholders(self) -> list[str]:
         """The fields that the prompt takes from a row."""
@@ -75,21 +85,26 @@ class Task:
         solved = [shot.prompt + shot.labels[shot.answer] for shot in examples]
         parts = [self.instruction, *solved, question.prompt]
         prompt = self.separator.join(part for part in parts if part)
-        return Question(prompt, question.labels, question.answer)
+        return replace(question, prompt=prompt, bare=question.bare or question.prompt)
 
     def _labels(self, row: Mapping[str, Any], where: str) -> tuple[str, ...]:
         if not isinstance(self.labels, str):
             return self.labels
         choices = row.get("choices")
-        if not isinstance(choices, list) or not 2 <= len(choices) <= len(string.ascii_uppercase):
+        fits = isinstance(choices, list) and 2 <= len(choices) <= len(string.ascii_uppercase)
+        if not fits or not all(map(_is_text, choices)):
             raise DataError(
-                f"a row of {self.name} must have choices, a list of 2 to 26; {where} has "
+                f"a row of {self.name} must have choices, a list of 2 to 26 texts; {where} has "
                 f"{json.dumps(choices)[:60]}; mend the row"
             )
         return tuple(f" {letter}" for letter in string.ascii_uppercase[: len(choices)])
 
     def _answer(self, row: Mapping[str, Any], labels: Sequence[str], where: str) -> int:
-        found = row.get(self.answer)
+        if self.answer not in row:
+            raise DataError(
+                f"a row of {self.name} must have {self.answer}; {where} has none; add it"
+            )
+        found = row[self.answer]
         if isinstance(found, bool):
             found = int(found)
         if isinstance(found, str):
@@ -98,9 +113,15 @@ class Task:
         if not isinstance(found, int) or not 0 <= found < len(labels):
             raise DataError(
                 f"{self.answer} of a row of {self.name} must be 0 ... {len(labels) - 1} or one of "
-                f"{', '.join(label.strip() for label in labels)}; {where} has {json.dumps(found)}"
+                f"{', '.join(label.strip() for label in labels)}; {where} has {json.dumps(found)[:60]}; "
+                "mend the row"
             )
         return found
+
+
+def _is_text(value: Any) -> bool:
+    """A text, or a number that stands for one; null and lists would be written into the prompt."""
+    return isinstance(value, str | int | float) and not isinstance(value, bool)
 
 
 def task_names() -> list[str]:
@@ -184,5 +205,5 @@ def read_questions(task: Task, path: Path, limit: int | None = None) -> list[Que
     """
     rows, where = read_json_rows(path, limit)
     if not rows:
-        raise DataError(f"{path.name} must have at least one row; it is empty")
+        raise DataError(f"{path.name} must have at least one row; it is empty; give another file")
     return [task.question(row, place) for row, place in zip(rows, where, strict=True)]

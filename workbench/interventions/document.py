@@ -14,12 +14,25 @@ def read_document(path: str | Path) -> dict[str, Any]:
         DataError: It cannot be read, or is no JSON object.
     """
     try:
-        content = json.loads(Path(path).read_text("utf-8"))
+        content = Path(path).read_bytes()
     except OSError as error:
         reason = (error.strerror or "no such file").lower()
         raise DataError(f"the intervention file must be readable; {path}: {reason}") from error
+    return parse_document(content, str(path))
+
+
+def parse_document(content: bytes, source: str) -> dict[str, Any]:
+    """The same from a file's bytes, wherever they came from.
+
+    Raises:
+        DataError: It is no JSON object.
+    """
+    try:
+        parsed = json.loads(content.decode("utf-8"))
     except (ValueError, RecursionError) as error:
-        raise DataError(f"the intervention file must be JSON in UTF-8; {path}: {error}") from error
-    if not isinstance(content, dict):
-        raise DataError(f"the intervention file must hold one JSON object; {path} does not")
-    return content
+        raise DataError(
+            f"the intervention file must be JSON in UTF-8; {source}: {error}"
+        ) from error
+    if not isinstance(parsed, dict):
+        raise DataError(f"the intervention file must hold one JSON object; {source} does not")
+    return parsed

@@ -1,7 +1,7 @@
 """Interventions as objects, dicts or JSON files: one way in.
 
-A file holds ``{"name", "version", "model", "revision", "layers", "heads", settings ...,
-"calibration"}``; all but ``name`` and the settings may be absent.
+A file holds ``{"name", "version", "model", "revision", "layers", "n_heads", "heads",
+settings ..., "calibration"}``; all but ``name`` and the settings may be absent.
 """
 
 from collections.abc import Mapping
@@ -34,7 +34,7 @@ INTERVENTIONS: dict[str, type] = {
 }
 """Those that a file can hold, by name."""
 
-_ABOUT = ("name", "version", "model", "revision", "layers", "calibration")
+_ABOUT = ("name", "version", "model", "revision", "layers", "n_heads", "calibration")
 VERSION = 1
 
 
@@ -80,7 +80,8 @@ def from_content(content: Mapping[str, Any]) -> Intervention:
 
 def _from_dict(content: Mapping[str, Any], spec: ModelSpec) -> Intervention:
     intervention = from_content(content)
-    for key, found in (("revision", spec.revision), ("layers", spec.n_layers)):
+    shape = (("layers", spec.n_layers), ("n_heads", spec.n_heads))
+    for key, found in (("revision", spec.revision), *shape):
         wanted = content.get(key)
         if isinstance(wanted, list):
             wanted = None  # a list of layers is checked with the heads
