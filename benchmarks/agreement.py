@@ -60,7 +60,7 @@ def measure(families: Sequence[str]) -> list[dict[str, Any]]:
             except CapabilityError as error:
                 rows.append(about | {"name": "refused", "passed": None, "detail": str(error)})
                 continue
-            others = [models["hf"]] if backend != "hf" and "hf" in models else []
+            others = list(models.values())[:1] if len(models) > 1 else []
             checks = to_rows(validate_model(models[backend], other_backends=others))
             rows += [about | check for check in checks if check["name"] != "backends-agree"]
         print(family, flush=True)
