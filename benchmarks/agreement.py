@@ -126,6 +126,8 @@ def _summary(rows: list[dict[str, Any]]) -> str:
     if any(row["name"] == "refused" for row in rows):
         return "refused"
     failed = [row["name"] for row in rows if row["passed"] is False]
+    if not rows:
+        return ""
     passed = [row for row in rows if row["passed"]]
     errors = [row for row in passed if row["name"] != MUST_EXCEED]
     worst = max(errors, key=lambda row: row["value"])
