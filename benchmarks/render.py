@@ -60,9 +60,11 @@ def picture(name: str) -> str:
 
 def table(record: dict[str, Any]) -> str:
     """The rows of one record, under a line of conditions."""
-    rows: list[Row] = record["rows"]
+    rows = grouped(record["rows"])
     columns = {title: [show(row) for row in rows] for title, show in COLUMNS.items()}
     columns["note"] = [note(row, rows, record["better"]) for row in rows]
+    names = columns["what"]
+    columns["what"] = ["" if names[:i][-1:] == [name] else name for i, name in enumerate(names)]
     columns = {title: cells for title, cells in columns.items() if any(cells)}
     for title in ("shape", "threads"):
         if len(set(columns.get(title, []))) == 1:
@@ -72,12 +74,18 @@ def table(record: dict[str, Any]) -> str:
     return caption(record) + "\n\n" + "\n".join(lines)
 
 
+def grouped(rows: Sequence[Row]) -> list[Row]:
+    """Rows of one piece of work together, in the order in which it first comes up."""
+    order = list(dict.fromkeys(row.name for row in rows))
+    return sorted(rows, key=lambda row: order.index(row.name))
+
+
 def caption(record: dict[str, Any]) -> str:
     """What holds for every row: what is compared, when, where, with which versions."""
     rows: list[Row] = record["rows"]
     versions = ", ".join(f"{name} {number}" for name, number in record["versions"].items())
     same = [
-        f"{value}{unit}"
+        f"{value}{unit}".replace("1 threads", "one thread")
         for values, unit in (
             ({row.shape for row in rows}, ""),
             ({row.threads for row in rows}, " threads"),
@@ -104,7 +112,7 @@ def interval(middle: float | None, least: float | None, most: float | None) -> s
     ends = [number(end) or "?" for end in (least, most)]
     if least is None and most is None:
         return number(middle)
-    return f"{number(middle)} [{ends[0]}, {ends[1]}]".strip()
+    return f"{number(middle)} [{ends[0]},&nbsp;{ends[1]}]".strip()
 
 
 def peer(row: Row) -> str:

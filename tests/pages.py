@@ -77,7 +77,7 @@ def commands(block: Block) -> list[str]:
 def run_page(page: Path, capfd: Any) -> int:
     """Run what can be run of a page, in the current folder; returns how many blocks that were."""
     names: dict[str, Any] = {"__name__": "page"}
-    known, n_run = dict(_PROBES), 0
+    n_run = 0
     try:
         for block in blocks(page):
             if block.reason is not None or block.language not in ("sh", "python"):
@@ -94,6 +94,6 @@ def run_page(page: Path, capfd: Any) -> int:
                 assert code == 0, f"{block.name}: {line}: {capfd.readouterr().err}"
     finally:
         # The page on writing a probe registers one.
-        _PROBES.clear()
-        _PROBES.update(known)
+        for name in [name for name, probe in _PROBES.items() if probe.measure.__module__ == "page"]:
+            del _PROBES[name]
     return n_run
