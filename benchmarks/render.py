@@ -5,11 +5,13 @@ A section holds ``<!-- table: NAME -->`` where the table of ``results/NAME.json`
 their own at the end, so that nothing measured is left out.
 
     python benchmarks/render.py              # the page
+    python benchmarks/render.py --adopt      # what out/ holds becomes the kept numbers first
     python benchmarks/render.py --figures    # the pictures as well; needs Chromium
 """
 
 import argparse
 import re
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,7 +19,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from record import RESULTS, Row, read_record
+from record import OUT, RESULTS, Row, read_record
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "benchmarks.md"
@@ -169,10 +171,24 @@ def beaten_by(row: Row, rows: Sequence[Row], better: str) -> Row | None:
     return best[1] if best else None
 
 
+def adopt() -> None:
+    """Copy what was measured to the kept numbers; a file of another form is named and left."""
+    for path in sorted(OUT.glob("*.json")):
+        try:
+            read_record(path)
+        except (KeyError, TypeError, ValueError) as error:
+            print(f"{path.name} is no record and is left out: {error}", file=sys.stderr)
+            continue
+        shutil.copyfile(path, RESULTS / path.name)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--figures", action="store_true", help="draw the pictures as well")
+    parser.add_argument("--adopt", action="store_true", help="keep what benchmarks/out holds")
     arguments = parser.parse_args()
+    if arguments.adopt:
+        adopt()
     PAGE.write_text(render_page(), encoding="utf-8")
     if arguments.figures:
         from figures import draw_all

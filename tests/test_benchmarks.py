@@ -108,6 +108,19 @@ def test_an_entry_that_no_row_has_is_refused(tmp_path, record):
         record.read_record(path)
 
 
+def test_only_records_are_adopted(tmp_path, monkeypatch, capsys, record, render):
+    out, results = tmp_path / "out", tmp_path / "results"
+    out.mkdir(), results.mkdir()
+    monkeypatch.setattr(render, "OUT", out)
+    monkeypatch.setattr(render, "RESULTS", results)
+    rows = [record.Row(name="a", peer="workbench", ratio=1.0)]
+    record.write_record("good", rows, command="c", ratio_means="r", path=out / "good.json")
+    (out / "other.json").write_text('{"peers": {}}')
+    render.adopt()
+    assert [path.name for path in results.iterdir()] == ["good.json"]
+    assert "other.json" in capsys.readouterr().err
+
+
 def test_exponents_are_those_of_a_power_law(load):
     scaling = load("scaling")
     exponent, residual = scaling.slope([(x, 3 * x**1.5) for x in (1.0, 2.0, 4.0, 16.0)])
