@@ -48,16 +48,16 @@ lint: $(STAMP)
 
 # Every benchmark writes its numbers into benchmarks/out; those replace the kept ones, and the
 # page and its pictures (which need Chromium) are drawn from them.
-BENCHES = $(filter-out %/render.py,$(shell grep -l __main__ benchmarks/*.py))
+BENCHES = $(filter-out %/render.py %/agreement.py,$(shell grep -l __main__ benchmarks/*.py))
 
 bench: $(STAMP)
 	@for file in $(BENCHES); do echo $$file; $(BIN)/python $$file || exit 1; done
-	@cp benchmarks/out/*.json benchmarks/results/
-	@$(BIN)/python benchmarks/render.py --figures
+	@$(BIN)/python benchmarks/render.py --adopt --figures
+	@$(BIN)/python benchmarks/agreement.py
 
 # Links that lead nowhere and pages that nothing leads to are errors.
 docs: $(STAMP)
-	@$(BIN)/mkdocs build --quiet --strict
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # The picture at the top of the README; needs Chromium.
 picture: $(STAMP)

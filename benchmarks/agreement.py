@@ -1,11 +1,11 @@
 """Every family through every backend: the largest error of every proof of ``workbench validate``.
 
 The models are the tests' zoo: two layers, random weights large enough that a wrong scale, a forgotten
-norm or a dropped window shows. Written to ``benchmarks/out/agreement.json``; the page is rendered from
-``benchmarks/agreement.json``, which is kept with the code.
+norm or a dropped window shows. What was found is kept in ``benchmarks/agreement.json``, and
+``docs/agreement.md`` is rendered from it.
 
-    python benchmarks/agreement.py -o benchmarks/agreement.json
-    python benchmarks/agreement.py --render
+    python benchmarks/agreement.py
+    python benchmarks/agreement.py --render     # the page only, from the kept numbers
 """
 
 import argparse
@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from record import OUT, versions_of
+from record import versions_of
 
 ROOT = Path(__file__).parents[1]
 KEPT = Path(__file__).parent / "agreement.json"
@@ -60,7 +60,7 @@ def measure(families: Sequence[str]) -> list[dict[str, Any]]:
             except CapabilityError as error:
                 rows.append(about | {"name": "refused", "passed": None, "detail": str(error)})
                 continue
-            others = [models["hf"]] if backend != "hf" and "hf" in models else []
+            others = list(models.values())[:1] if len(models) > 1 else []
             checks = to_rows(validate_model(models[backend], other_backends=others))
             rows += [about | check for check in checks if check["name"] != "backends-agree"]
         print(family, flush=True)
@@ -126,6 +126,8 @@ def _summary(rows: list[dict[str, Any]]) -> str:
     if any(row["name"] == "refused" for row in rows):
         return "refused"
     failed = [row["name"] for row in rows if row["passed"] is False]
+    if not rows:
+        return ""
     passed = [row for row in rows if row["passed"]]
     errors = [row for row in passed if row["name"] != MUST_EXCEED]
     worst = max(errors, key=lambda row: row["value"])
@@ -164,25 +166,22 @@ def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("-o", "--output", type=Path, default=OUT / "agreement.json")
     parser.add_argument(
         "--render", action="store_true", help="write the page from the kept numbers"
     )
     arguments = parser.parse_args()
-    if arguments.render:
-        PAGE.write_text(render(json.loads(KEPT.read_text(encoding="utf-8"))), encoding="utf-8")
-        return
-    sys.path.insert(0, str(ROOT))
-    warnings.simplefilter("ignore")  # deprecations inside the peers
-    from tests.zoo import ALL_FAMILIES
+    if not arguments.render:
+        sys.path.insert(0, str(ROOT))
+        warnings.simplefilter("ignore")  # deprecations inside the peers
+        from tests.zoo import ALL_FAMILIES
 
-    record = {
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "versions": versions_of("torch", "transformers", "transformer-lens", "nnsight"),
-        "rows": measure(ALL_FAMILIES),
-    }
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        record = {
+            "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+            "versions": versions_of("torch", "transformers", "transformer-lens", "nnsight"),
+            "rows": measure(ALL_FAMILIES),
+        }
+        KEPT.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    PAGE.write_text(render(json.loads(KEPT.read_text(encoding="utf-8"))), encoding="utf-8")
 
 
 if __name__ == "__main__":

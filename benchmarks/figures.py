@@ -7,11 +7,13 @@ import hashlib
 import re
 from typing import Any
 
+import numpy as np
 import plotly.graph_objects as go
+from plotly.subplots import make_subplots
 from record import RESULTS, Row, read_record
-from render import IMAGES, PLACE, SECTIONS, picture
+from render import IMAGES, PLACE, SECTIONS, grouped, picture
 
-from probes.figures.theme import SERIES, log_axis, titled
+from probes.figures.theme import FAINT, INK, SERIES, log_axis, titled
 
 WIDTH, HEIGHT = 860, 460
 
@@ -27,7 +29,7 @@ def draw_all() -> None:
     for name in asked_for():
         record = read_record(RESULTS / f"{name}.json")
         drawn = growth(record) if any(row.points for row in record["rows"]) else bars(record)
-        svg = drawn.to_image("svg", width=WIDTH, height=HEIGHT).decode()
+        svg = drawn.to_image("svg", width=WIDTH, height=drawn.layout.height or HEIGHT).decode()
         # The ids that plotly draws by lot would make every drawing another file.
         for index, found in enumerate(
             dict.fromkeys(re.findall(r"\b(?:defs|clip|topdefs)-?([0-9a-f]{6})", svg))
@@ -43,52 +45,67 @@ def asked_for() -> list[str]:
 
 
 def bars(record: dict[str, Any]) -> go.Figure:
-    """Ratios of every way of doing each piece of work."""
-    rows: list[Row] = [row for row in record["rows"] if row.ratio is not None]
+    """The ratio of every row, those of one piece of work together; ours stand out."""
+    rows: list[Row] = [row for row in grouped(record["rows"]) if row.ratio is not None]
     figure = go.Figure()
-    for index, peer in enumerate(dict.fromkeys(row.peer for row in rows)):
-        own = [row for row in rows if row.peer == peer]
+    for name, own, color in (("workbench", True, SERIES[0]), ("others", False, FAINT)):
+        shown = [row for row in rows if row.is_ours == own]
+        middle = [row.ratio or 0.0 for row in shown]
         figure.add_bar(
-            name=peer,
-            x=[row.name for row in own],
-            y=[row.ratio for row in own],
-            marker_color=SERIES[index % len(SERIES)],
-            marker_pattern_shape="" if own[0].is_ours else "/",
-            error_y={
-                "array": [max(0.0, (row.ratio_most or row.ratio) - row.ratio) for row in own],
-                "arrayminus": [max(0.0, row.ratio - (row.ratio_least or row.ratio)) for row in own],
+            name=name,
+            orientation="h",
+            y=[f"{row.name}: {row.peer}" for row in shown],
+            x=middle,
+            marker_color=color,
+            error_x={
+                "array": [(row.ratio_most or row.ratio or 0) - (row.ratio or 0) for row in shown],
+                "arrayminus": [
+                    (row.ratio or 0) - (row.ratio_least or row.ratio or 0) for row in shown
+                ],
                 "thickness": 1,
+                "color": INK,
             },
         )
-    figure.add_hline(y=1, line_dash="dot", line_width=1)
-    figure.update_yaxes(title_text="ratio")
-    figure.update_layout(barmode="group")
-    about = f"{record['machine']}, {record['date']}"
-    return titled(
-        figure, record["benchmark"], record["ratio_means"], f"{record['better']} is better; {about}"
-    )
+    order = [f"{row.name}: {row.peer}" for row in rows]
+    figure.add_vline(x=1, line_dash="dot", line_width=1, line_color=INK)
+    figure.update_xaxes(title_text="ratio (times)")
+    figure.update_layout(barmode="overlay", height=170 + 22 * len(rows))
+    about = f"{record['better']} is better; {record['machine']}, {record['date']}"
+    titled(figure, record["benchmark"], record["ratio_means"], about)
+    figure.update_layout(title={"xref": "container", "pad": {"l": 12, "t": 14}})
+    return figure.update_yaxes(categoryorder="array", categoryarray=order[::-1])
 
 
 def growth(record: dict[str, Any]) -> go.Figure:
-    """Time over size for every fitted row; the legend has the exponent."""
-    figure = go.Figure()
-    rows: list[Row] = [row for row in record["rows"] if row.points]
-    for index, row in enumerate(rows):
+    """Time and memory over the length of the prompt; the legend has the exponents of time."""
+    rows: list[Row] = [row for row in record["rows"] if row.name.startswith("n_pos")]
+    figure = make_subplots(cols=2, horizontal_spacing=0.12)
+    peers = list(dict.fromkeys(row.peer for row in rows))
+    for row in rows:
         x, y = zip(*row.points, strict=True)
+        is_memory = "memory" in row.name
         figure.add_scatter(
             x=x,
             y=y,
-            name=f"{row.name}, {row.peer}: {row.median:.2f}",
+            name=f"{row.peer}: time grows as length^{row.median:.2f}",
+            legendgroup=row.peer,
+            showlegend=not is_memory,
             mode="lines+markers",
-            line={"color": SERIES[index % len(SERIES)], "dash": "solid" if row.is_ours else "dash"},
+            line={
+                "color": SERIES[peers.index(row.peer)],
+                "dash": "solid" if row.is_ours else "dash",
+            },
+            row=1,
+            col=2 if is_memory else 1,
         )
-    import numpy as np
-
-    every = [
-        np.array(axis)
-        for axis in zip(*(point for row in rows for point in row.points), strict=True)
-    ]
-    figure.update_xaxes(title_text="size (tokens, layers, heads or prompts)", **log_axis(every[0]))
-    figure.update_yaxes(title_text="CPU seconds", **log_axis(every[1]))
+    for col, title in ((1, "CPU seconds"), (2, "peak memory (MB)")):
+        shown = [row for row in rows if ("memory" in row.name) == (col == 2)]
+        x, y = (
+            np.array(axis) for axis in zip(*(p for row in shown for p in row.points), strict=True)
+        )
+        figure.update_xaxes(title_text="prompt (tokens)", **log_axis(x), row=1, col=col)
+        figure.update_yaxes(title_text=title, **log_axis(y), row=1, col=col)
     about = f"{record['machine']}, {record['date']}"
-    return titled(figure, record["benchmark"], "time over size; the number is the slope", about)
+    return titled(
+        figure, "How reading grows", "small GPT-2, one thread, exponents by least squares", about
+    )

@@ -5,11 +5,13 @@ A section holds ``<!-- table: NAME -->`` where the table of ``results/NAME.json`
 their own at the end, so that nothing measured is left out.
 
     python benchmarks/render.py              # the page
+    python benchmarks/render.py --adopt      # what out/ holds becomes the kept numbers first
     python benchmarks/render.py --figures    # the pictures as well; needs Chromium
 """
 
 import argparse
 import re
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,7 +19,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from record import RESULTS, Row, read_record
+from record import OUT, RESULTS, Row, read_record
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "benchmarks.md"
@@ -60,9 +62,11 @@ def picture(name: str) -> str:
 
 def table(record: dict[str, Any]) -> str:
     """The rows of one record, under a line of conditions."""
-    rows: list[Row] = record["rows"]
+    rows = grouped(record["rows"])
     columns = {title: [show(row) for row in rows] for title, show in COLUMNS.items()}
     columns["note"] = [note(row, rows, record["better"]) for row in rows]
+    names = columns["what"]
+    columns["what"] = ["" if names[:i][-1:] == [name] else name for i, name in enumerate(names)]
     columns = {title: cells for title, cells in columns.items() if any(cells)}
     for title in ("shape", "threads"):
         if len(set(columns.get(title, []))) == 1:
@@ -72,12 +76,18 @@ def table(record: dict[str, Any]) -> str:
     return caption(record) + "\n\n" + "\n".join(lines)
 
 
+def grouped(rows: Sequence[Row]) -> list[Row]:
+    """Rows of one piece of work together, in the order in which it first comes up."""
+    order = list(dict.fromkeys(row.name for row in rows))
+    return sorted(rows, key=lambda row: order.index(row.name))
+
+
 def caption(record: dict[str, Any]) -> str:
     """What holds for every row: what is compared, when, where, with which versions."""
     rows: list[Row] = record["rows"]
     versions = ", ".join(f"{name} {number}" for name, number in record["versions"].items())
     same = [
-        f"{value}{unit}"
+        f"{value}{unit}".replace("1 threads", "one thread")
         for values, unit in (
             ({row.shape for row in rows}, ""),
             ({row.threads for row in rows}, " threads"),
@@ -104,7 +114,7 @@ def interval(middle: float | None, least: float | None, most: float | None) -> s
     ends = [number(end) or "?" for end in (least, most)]
     if least is None and most is None:
         return number(middle)
-    return f"{number(middle)} [{ends[0]}, {ends[1]}]".strip()
+    return f"{number(middle)} [{ends[0]},&nbsp;{ends[1]}]".strip()
 
 
 def peer(row: Row) -> str:
@@ -161,10 +171,24 @@ def beaten_by(row: Row, rows: Sequence[Row], better: str) -> Row | None:
     return best[1] if best else None
 
 
+def adopt() -> None:
+    """Copy what was measured to the kept numbers; a file of another form is named and left."""
+    for path in sorted(OUT.glob("*.json")):
+        try:
+            read_record(path)
+        except (KeyError, TypeError, ValueError) as error:
+            print(f"{path.name} is no record and is left out: {error}", file=sys.stderr)
+            continue
+        shutil.copyfile(path, RESULTS / path.name)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--figures", action="store_true", help="draw the pictures as well")
+    parser.add_argument("--adopt", action="store_true", help="keep what benchmarks/out holds")
     arguments = parser.parse_args()
+    if arguments.adopt:
+        adopt()
     PAGE.write_text(render_page(), encoding="utf-8")
     if arguments.figures:
         from figures import draw_all

@@ -1,6 +1,5 @@
 """Pages made from the registries: a toy, an intervention, and the settings of everything."""
 
-import inspect
 import re
 import sys
 from pathlib import Path
@@ -19,7 +18,7 @@ def module_text(kind: Any) -> str:
 
 def source_of(kind: Any) -> str:
     """The file of a thing, from the root of the repository."""
-    return Path(inspect.getfile(kind)).resolve().relative_to(ROOT).as_posix()
+    return str(kind.__module__).replace(".", "/") + ".py"
 
 
 def from_the_code(probe: Probe) -> str:

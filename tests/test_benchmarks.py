@@ -1,45 +1,31 @@
 """The page of benchmarks says what the kept numbers say, and no row of ours hides that it lost."""
 
-import importlib.util
 import json
+import math
 import re
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.scripts import benchmarks
+
 ROOT = Path(__file__).parents[1]
-FOLDER = ROOT / "benchmarks"
-RESULTS = sorted((FOLDER / "results").glob("*.json"))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def siblings():
-    """Benchmarks are scripts: they import the files beside them."""
-    before, known = list(sys.path), set(sys.modules)
-    sys.path.insert(0, str(FOLDER))
-    yield
-    sys.path[:] = before
-    for name in set(sys.modules) - known:
-        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(FOLDER)):
-            del sys.modules[name]
-
-
-def load(name):
-    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
+RESULTS = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
 
 
 @pytest.fixture(scope="module")
-def record(siblings):
+def load():
+    with benchmarks() as import_script:
+        yield import_script
+
+
+@pytest.fixture(scope="module")
+def record(load):
     return load("record")
 
 
 @pytest.fixture(scope="module")
-def render(record):
+def render(load):
     return load("render")
 
 
@@ -122,20 +108,31 @@ def test_an_entry_that_no_row_has_is_refused(tmp_path, record):
         record.read_record(path)
 
 
-def test_exponents_are_those_of_a_power_law():
+def test_only_records_are_adopted(tmp_path, monkeypatch, capsys, record, render):
+    out, results = tmp_path / "out", tmp_path / "results"
+    out.mkdir(), results.mkdir()
+    monkeypatch.setattr(render, "OUT", out)
+    monkeypatch.setattr(render, "RESULTS", results)
+    rows = [record.Row(name="a", peer="workbench", ratio=1.0)]
+    record.write_record("good", rows, command="c", ratio_means="r", path=out / "good.json")
+    (out / "other.json").write_text('{"peers": {}}')
+    render.adopt()
+    assert [path.name for path in results.iterdir()] == ["good.json"]
+    assert "other.json" in capsys.readouterr().err
+
+
+def test_exponents_are_those_of_a_power_law(load):
     scaling = load("scaling")
     exponent, residual = scaling.slope([(x, 3 * x**1.5) for x in (1.0, 2.0, 4.0, 16.0)])
     assert exponent == pytest.approx(1.5)
     assert residual == pytest.approx(0.0, abs=1e-12)
     _, residual = scaling.slope([(1.0, 1.0), (2.0, 3.0), (4.0, 4.0)])
     # What a line leaves of three points at equal distances is (d, -2d, d).
-    import math
-
     d = (2 * math.log(3) - math.log(4)) / 6
     assert residual == pytest.approx(math.sqrt(6 * d * d / 3))
 
 
-def test_pictures_are_of_the_kept_numbers(record, render):
+def test_pictures_are_of_the_kept_numbers(load, render):
     pytest.importorskip("plotly")
     figures = load("figures")
     assert figures.asked_for(), "a page of ratios has pictures"

@@ -2,42 +2,26 @@
 
 import re
 import shlex
-from pathlib import Path
 
 import pytest
-import torch
 import typer
 
-from tests.cli.command import Command
+from tests.pages import PAGES, ROOT, SLOW, blocks, commands, name_of, run_page
 from workbench.cli.commands import app
 from workbench.discovery import load_probes
 from workbench.models.names import demo_folder
 
-ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-
-
-def blocks(page, language):
-    return re.findall(
-        rf"^```{language}\n(.*?)^```", page.read_text("utf-8"), re.DOTALL | re.MULTILINE
-    )
-
-
+BLOCKS = [block for page in PAGES for block in blocks(page)]
 COMMAND_LINES = sorted(
     {
-        line.split(" #")[0].strip()
-        for page in PAGES
-        for block in blocks(page, "sh")
-        for line in block.splitlines()
-        if line.startswith("workbench ")
+        line
+        for block in BLOCKS
+        if block.language == "sh"
+        for line in commands(block)
+        if line.startswith("workbench ") and "--help" not in line
     }
 )
-OFFLINE = [
-    line
-    for line in COMMAND_LINES
-    if "--model" not in line or "--model demo" in line or "--model toy:" in line
-]
 
 
 def test_the_picture_comes_first_and_is_there():
@@ -46,11 +30,20 @@ def test_the_picture_comes_first_and_is_there():
     assert (ROOT / first[1]).stat().st_size > 1000
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_lead_somewhere(page):
+@pytest.fixture(scope="module")
+def made():
+    """Pages that the site has and the folder has not."""
+    pytest.importorskip("mkdocs")
+    from docs_tools.hook import generated_pages
+
+    return {(ROOT / "docs" / path) for path in generated_pages()}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_links_lead_somewhere(page, made):
     for target in re.findall(r"\]\(([^)#]+?)\)", page.read_text("utf-8")):
-        if "://" not in target:
-            assert (page.parent / target).exists(), target
+        place = (page.parent / target).resolve()
+        assert "://" in target or place.exists() or place in made, target
 
 
 def test_the_table_of_probes_is_complete():
@@ -95,41 +88,64 @@ def test_every_command_in_running_text_exists():
             assert name in names, f"{page.name} names workbench {name}"
 
 
-@pytest.mark.parametrize("line", OFFLINE)
-def test_what_can_run_offline_runs(line, capfd, store_path, tmp_path, monkeypatch):
+@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.name)
+def test_a_block_that_is_not_run_says_why(block):
+    if block.reason is not None:
+        assert len(block.reason) > 8, f"{block.name}: the reason must be said"
+    if block.language not in ("sh", "python"):
+        first = block.text.strip().split(" ")[0]
+        assert first not in ("workbench", "python", "pip", "import", "from", "make"), (
+            f"{block.name}: mark the fence as sh or python, so that it is run"
+        )
+
+
+def test_few_blocks_are_left_out():
+    left = [block.name for block in BLOCKS if block.reason is not None]
+    run = [block for block in BLOCKS if block.language in ("sh", "python") and not block.reason]
+    assert len(left) < len(run), left
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_no_mark_is_lost_and_no_command_hides_in_an_indented_block(page):
+    text = page.read_text("utf-8")
+    marked = [block for block in BLOCKS if block.page == page and block.reason is not None]
+    assert text.count("<!-- not run: ") == len(marked), "a mark stands right above its fence"
+    outside = re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
+    assert not re.search(r"^    (workbench |from \w+ import |import )", outside, re.MULTILINE)
+
+
+@pytest.fixture(scope="module")
+def shared_store(tmp_path_factory):
+    """One store for all pages: what two pages measure alike is measured once."""
+    return tmp_path_factory.mktemp("docs") / "store"
+
+
+@pytest.mark.parametrize(
+    "page",
+    [page for page in PAGES if name_of(page) not in SLOW],
+    ids=name_of,
+)
+def test_the_blocks_of_a_page_run(page, capfd, shared_store, tmp_path, monkeypatch):
     if not (demo_folder() / "config.json").is_file():
         pytest.skip("needs the demo model")
+    monkeypatch.setenv("WORKBENCH_HOME", str(shared_store))
     monkeypatch.chdir(tmp_path)
-    command = Command(capfd)
-    if line.startswith("workbench report"):
-        first = "run attention-sinks --model demo --data builtin:natural --limit 2 --n-pos 32"
-        command(*first.split())
-    done = command(*shlex.split(line)[1:])
-    assert done.code == 0, done.err
+    runnable = [b for b in blocks(page) if b.language in ("sh", "python") and b.reason is None]
+    assert run_page(page, capfd) == len(runnable)
 
 
-def test_the_example_probe_runs(tiny_folder):
-    import workbench as wb
-    from workbench.registry import _PROBES, get_probe
-
-    names = {"__name__": "example"}
-    (block,) = blocks(ROOT / "docs" / "writing_a_probe.md", "python")
-    exec(compile(block, "writing_a_probe.md", "exec"), names)
-    try:
-        example = get_probe("norm-growth")
-        tokens = torch.arange(1, 25).view(2, 12)
-        found = example.measure(wb.load(str(tiny_folder)), tokens, example.config(layer=1))
-        assert found.norm.shape == (2, 12)
-        assert found.metrics()["mean_norm"] > 0
-    finally:
-        del _PROBES["norm-growth"]
+def test_slow_pages_exist():
+    assert set(SLOW) <= {name_of(page) for page in PAGES}
 
 
-def test_the_python_of_the_readme_runs(tmp_path, monkeypatch):
-    if not (demo_folder() / "config.json").is_file():
-        pytest.skip("needs the demo model")
-    monkeypatch.chdir(tmp_path)
-    for block in blocks(ROOT / "README.md", "python"):
-        names = {}
-        exec(compile(block, "README.md", "exec"), names)
-        assert 0 <= names["result"].metrics()["sink_rate"] <= 1
+def test_the_probe_in_the_page_has_thirty_lines():
+    page = ROOT / "docs" / "writing_a_probe.md"
+    first = next(block for block in blocks(page) if block.language == "python")
+    assert len([line for line in first.text.splitlines() if line.strip()]) <= 30
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_tests_that_a_page_names_exist(page):
+    for path, name in re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", page.read_text("utf-8")):
+        text = (ROOT / path).read_text("utf-8")
+        assert not name or f"def {name}(" in text, f"{path}::{name}"
