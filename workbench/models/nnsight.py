@@ -20,7 +20,7 @@ from workbench.attention.edits import ActivationEdit, Edit, Intervention
 from workbench.errors import CapabilityError
 from workbench.interventions.active import ActiveEdits
 from workbench.models.base import Captured, Reducers, Site
-from workbench.models.checkpoint import Source, load_transformers
+from workbench.models.checkpoint import Source, load_tokenizer, load_transformers, read_config
 from workbench.models.continuing import continue_by_edit
 from workbench.models.families import LLAMA, home_of_weight, read_weight
 from workbench.models.inputs import Inputs, prepare_inputs
@@ -64,7 +64,7 @@ class NNsightModel:
         """
         if remote is True:
             refuse_without_key()
-        elif not remote and not getattr(lm, "dispatched", True):
+        elif remote in (False, "local") and not getattr(lm, "dispatched", True):
             lm.dispatch()
         self.lm = lm
         self.model = lm._module
@@ -334,24 +334,26 @@ def wrap_module(model: Any, tokenizer: Any = None, **about: Any) -> NNsightModel
 
 
 def load_remote(
-    name: str, revision: str | None = None, *, remote: bool | str = True, tokenizer: Any = None
+    name: str, revision: str | None = None, *, remote: bool | str = True
 ) -> NNsightModel:
-    """Point at a model that another machine holds: only its sizes are read here.
+    """Point at a model that another machine holds: only its sizes and its tokenizer are read here.
 
     Args:
-        name: A hub id, or a folder whose configuration both machines see.
+        name: A hub id, or a folder that both machines see.
         revision: Branch, tag or commit.
         remote: See ``NNsightModel``.
-        tokenizer: In the place of the one that lies beside the configuration.
 
     Raises:
         CapabilityError: No key for NDIF.
+        ModelError: Its configuration cannot be read.
     """
     if remote is True:
         refuse_without_key()
     from nnsight import TransformersModel
 
-    more = {} if tokenizer is None else {"tokenizer": tokenizer}
-    lm = TransformersModel(name, revision=revision, task="text-generation", **more)
+    source = Source(name, name, revision)
+    tokenizer = load_tokenizer(source)
+    read_config(source)  # says in one line what transformers would not
+    lm = TransformersModel(name, revision=revision, task="text-generation", tokenizer=tokenizer)
     known = revision or getattr(lm._module.config, "_commit_hash", None) or "hosted"
-    return NNsightModel(lm, lm.tokenizer, name=name, revision=known, remote=remote)
+    return NNsightModel(lm, tokenizer, name=name, revision=known, remote=remote)
