@@ -127,6 +127,26 @@ def overhead(table: Table, folder: Path, arguments: argparse.Namespace) -> None:
     table.add("cell beyond its measurement", "40 cells", beyond, "ms")
     again = run_plan(plan, store, LocalExecutor(1))
     table.add("a cell that the store holds", "40 cells", [1e3 * again.seconds / 40], "ms")
+    _overhead_here(table, folder, plan)
+
+
+def _overhead_here(table: Table, folder: Path, plan: Any) -> None:
+    """The same cells in this process, in turn with the bare measurement: CPU time is steadier."""
+    import workbench as wb
+    from workbench.execute.cell import LoadedModel, run_cell
+    from workbench.store.results import Store
+
+    store, loaded = Store(folder / "here", report=lambda message: None), LoadedModel()
+    whole, bare = [], []
+    for cell in plan.cells:
+        with clocks() as ran:
+            run_cell(cell, store, loaded)
+        with clocks() as measured:
+            wb.run(cell.probe, loaded.model, cell.data, **cell.options, **cell.settings)
+        whole.append(1e3 * ran["cpu"])
+        bare.append(1e3 * measured["cpu"])
+    table.add("run without a store", "40 cells", bare[1:], "CPU ms")
+    table.add("cell of a sweep", "40 cells", whole[1:], "CPU ms")
 
 
 # Workers
