@@ -7,7 +7,7 @@ key a request led to, so asking again finds the result without loading a model a
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -133,7 +133,7 @@ def request_from(
     """
     if sources is None or model.revision is None:
         return None
-    how = asdict(options)
+    how = dict(vars(options))
     for name in ("batch_size", "cache", "device"):  # none of them changes the numbers
         del how[name]
     fields = {

@@ -8,6 +8,7 @@ import dataclasses
 import types
 import typing
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 from workbench.errors import ConfigError, UnknownNameError
@@ -118,7 +119,7 @@ def make_config(config_class: type, settings: Mapping[str, Any], what: str) -> A
         ConfigError: A value of the wrong type or out of range.
     """
     fields = {field.name: field for field in dataclasses.fields(config_class)}
-    hints = typing.get_type_hints(config_class)
+    hints = _hints(config_class)
     values = {}
     for name, value in settings.items():
         if name not in fields:
@@ -140,6 +141,11 @@ def make_config(config_class: type, settings: Mapping[str, Any], what: str) -> A
         if needed and name not in values:
             raise ConfigError(f"{what} needs {name}; it was not given; say {name}=VALUE")
     return config_class(**values)
+
+
+@cache  # of a plan's cells, many have the same class
+def _hints(config_class: type) -> dict[str, Any]:
+    return typing.get_type_hints(config_class)
 
 
 def _check_type(name: str, value: Any, annotation: Any) -> None:

@@ -42,6 +42,24 @@ def test_a_dry_run_says_what_would_run_and_starts_nothing(command, plan_file, st
     assert "2 cells: 1 probe, 1 model; 0 cached, 2 to run" in table.err
 
 
+def test_a_dry_run_says_what_it_does_not_know(command):
+    about = ("--probes", "attention-sinks", "--data", "builtin:natural", "--dry-run")
+    done = command("sweep", "--models", "nobody/nothing", *about)
+    assert "0 cached, 1 to run, how long is not known" in done.err
+    both = command("sweep", "--models", "nobody/nothing,demo", *about)
+    assert "s on one worker, and 1 more of unknown length" in both.err
+    missing = command("sweep", "--models", "./nothing", *about)
+    missing.failed_with("there is no folder nothing")
+
+
+def test_backends_and_device_map_may_come_from_the_command_line(command, tiny_folder):
+    about = ("--probes", "attention-sinks", "--data", "builtin:natural", "--dry-run", "--json")
+    more = ("--backends", "hf,nnsight", "--device-map", "auto")
+    cells = command("sweep", "--models", tiny_folder, *about, *more).json["cells"]
+    assert [cell["options"].get("backend") for cell in cells] == [None, "nnsight"]
+    assert {cell["device_map"] for cell in cells} == {"auto"}
+
+
 def test_what_was_run_by_hand_is_cached(command, plan_file, run_tiny):
     run_tiny("--limit", "2", "--n-pos", "16")
     done = command("sweep", plan_file(), "--dry-run", "--json").json
@@ -81,9 +99,12 @@ def test_what_cannot_fit_is_refused_before_anything_starts(
         (("--workers", "0"), "workers must be at least 1"),
         (("--progress", "bra"), "Did you mean 'bar'"),
         (("--slurm", "partition=gpu"), "--slurm is for --executor slurm"),
+        (("--threads", "1", "--executor", "slurm"), "--threads is for --executor local"),
+        (("--threads", "0"), "threads must be between 1 and"),
+        (("--device-map", "nonsense"), "device_map must be one of auto"),
         (("--probes", "attention-sink"), "Did you mean 'attention-sinks'"),
     ],
-    ids=["executor", "workers", "progress", "slurm", "probe"],
+    ids=lambda value: value[0] if isinstance(value, tuple) else "",
 )
 def test_wrong_options_are_one_line(command, plan_file, options, words):
     command("sweep", plan_file(), *options).failed_with(words)

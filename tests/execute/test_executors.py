@@ -187,8 +187,16 @@ def test_a_cell_tells_how_far_it_is(kind, two_models, store, monkeypatch):
         monkeypatch.setattr("workbench.execute.ray.ASK_SECONDS", 0.02)
     text = [f"one prompt more, the {number}th of them" for number in range(300)]
     plan = sinks(two_models[:1], data=[text], limit=300, batch_size=1)
-    events = []
-    run_plan(plan, store, kind.make(1), events.append)
+    events, scores = [], []
+
+    def watch(event):
+        events.append(event)
+        if isinstance(event, Started):
+            scores.append(Path(f"/proc/{kind.process(event)}/oom_score_adj").read_text())
+
+    run_plan(plan, store, kind.make(1), watch)
+    # When memory runs out, the system is to end a worker rather than the sweep.
+    assert kind is not Local or [int(score) for score in scores] == [500]
     advanced = [event for event in events if isinstance(event, Advanced)]
     assert {(event.cell, event.total) for event in advanced} == {(plan.cells[0].key, 300)}
     assert [event.done for event in advanced] == sorted(event.done for event in advanced)

@@ -9,6 +9,7 @@ import pytest
 from tests.execute.conftest import sinks
 from workbench.errors import ConfigError
 from workbench.execute.cell import Cell, Outcome
+from workbench.execute.estimate import Room
 from workbench.execute.protocol import Started
 from workbench.execute.slurm import SlurmExecutor, share_out
 from workbench.execute.sweep import run_plan
@@ -52,6 +53,15 @@ def test_a_parameter_that_does_not_exist_is_one_line(two_models, store):
     executor = SlurmExecutor(1, {"timeout_min": "soon"}, cluster="local")
     with pytest.raises(ConfigError, match="parameters it knows"):
         run_plan(sinks(two_models[:1]), store, executor)
+
+
+def test_room_is_what_a_job_asks_for():
+    pytest.importorskip("submitit")
+    assert SlurmExecutor(9, {"mem_gb": "2"}).room([]) == Room(2 << 30)
+    assert SlurmExecutor(9, {"mem_gb": "2", "gpus_per_node": "1"}).room([]) is None
+    assert SlurmExecutor(9).room([]) is None
+    with pytest.raises(ConfigError, match="mem_gb must be a number; got 'much'"):
+        SlurmExecutor(9, {"mem_gb": "much"}).room([])
 
 
 @pytest.mark.slow

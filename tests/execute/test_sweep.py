@@ -148,3 +148,28 @@ def test_a_store_that_cannot_be_written_is_one_line(two_models, tmp_path):
     (tmp_path / "store" / "sweeps").write_text("in the way")
     with pytest.raises(StoreError, match="cannot write"):
         run_plan(sinks(two_models[:1]), place, InThisProcess())
+
+
+def test_a_model_on_several_devices_gives_the_numbers_and_the_key_of_the_whole_one(
+    two_models, store
+):
+    """Here the CPU and the disk are the devices: accelerate brings the second block for each pass."""
+    import numpy as np
+
+    import workbench as wb
+
+    inner = ("wte", "wpe", "drop", "ln_f")
+    spread = {f"transformer.{name}": "cpu" for name in inner} | {"lm_head": "cpu"}
+    spread |= {"transformer.h.0": "cpu", "transformer.h.1": "disk"}
+    probes = ["attention-sinks", "successor-heads"]
+    plan = sinks(two_models[:1], probes=probes, device_map=spread)
+    summary = run_plan(plan, store, InThisProcess())
+    assert [one.error for one in summary.outcomes] == [None, None]
+    # The same plan on one device finds them, and what is computed anew is equal.
+    whole = sinks(two_models[:1], probes=probes, device_map={"": "cpu"})
+    assert run_plan(whole, store, InThisProcess()).count("cached") == 2
+    for one, probe in zip(summary.outcomes, probes, strict=True):
+        anew = wb.run(probe, two_models[0], "builtin:natural", n_pos=16, limit=2)
+        assert anew.key == one.result
+        for name, array in anew.arrays.items():
+            np.testing.assert_array_equal(store.get(one.result).arrays[name], array)

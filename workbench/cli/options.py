@@ -1,11 +1,13 @@
 """Options that several commands share, and what is read from their texts."""
 
+import dataclasses
 import difflib
+import inspect
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
@@ -39,6 +41,38 @@ StoreFolder = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+Progress = Annotated[str, typer.Option(metavar="P", help="auto, bar, json or off.")]
+
+
+def takes(kind: type) -> Callable[[Callable[[Any], None]], Callable[..., None]]:
+    """Let a command take the fields of a dataclass as its options, and receive one object.
+
+    The fields are annotated as typer wants parameters; their order is that of the help.
+    """
+    hints = get_type_hints(kind, include_extras=True)
+    parameters = [
+        inspect.Parameter(
+            field.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=(
+                inspect.Parameter.empty if field.default is dataclasses.MISSING else field.default
+            ),
+            annotation=hints[field.name],
+        )
+        for field in dataclasses.fields(kind)
+    ]
+
+    def decorate(command: Callable[[Any], None]) -> Callable[..., None]:
+        def run(**given: Any) -> None:
+            command(kind(**given))
+
+        run.__name__, run.__doc__ = command.__name__, command.__doc__
+        run.__annotations__ = {name: hints[name] for name in given_names} | {"return": None}
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        return run
+
+    given_names = [parameter.name for parameter in parameters]
+    return decorate
 
 
 def read_settings(pairs: Sequence[str] | None) -> dict[str, str]:
@@ -91,8 +125,6 @@ def read_batch_size(text: str) -> int | None:
 
 def split_settings(settings: dict[str, str]) -> tuple[dict[str, Any], dict[str, str]]:
     """Part the fields of ``Options`` (read as their type) from the probe's own settings."""
-    import dataclasses
-
     from workbench.requests import Options
     from workbench.settings import make_config
 
@@ -136,8 +168,6 @@ def offer_nearest(probe: str, settings: Iterable[str]) -> None:
     Raises:
         UnknownNameError: The probe, or the first setting that does not exist.
     """
-    import dataclasses
-
     from workbench.discovery import find_probe
     from workbench.requests import Options
 

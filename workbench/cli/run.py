@@ -2,6 +2,7 @@
 
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -39,11 +40,14 @@ class RunCommand(TyperCommand):
                 formatter.write_dl(probe_settings(probe), col_max=40)
 
 
-def run_command(
+@dataclass(frozen=True)
+class RunRequest:
+    """The options of ``workbench run``."""
+
     probe: Annotated[
         str, typer.Argument(metavar="PROBE", help="Its name; 'workbench list probes' has them.")
-    ],
-    model: given.ModelName,
+    ]
+    model: given.ModelName
     data: Annotated[
         list[str] | None,
         typer.Option(
@@ -51,38 +55,36 @@ def run_command(
             help="builtin:NAME, random, repeat, a .txt, .jsonl or .safetensors, hf:NAME; or "
             "NAME=D once per domain. 'workbench list datasets' says more.",
         ),
-    ] = None,
-    limit: Annotated[
-        int | None, typer.Option(metavar="N", help="Only the first N prompts.")
-    ] = None,
-    settings: given.Settings = None,
+    ] = None
+    limit: Annotated[int | None, typer.Option(metavar="N", help="Only the first N prompts.")] = None
+    settings: given.Settings = None
     intervention: Annotated[
         str | None,
         typer.Option(
             metavar="FILE.json|NAME",
             help="Measure the edited model; its settings are --set intervention.KEY=VALUE.",
         ),
-    ] = None,
-    backend: given.Backend = "hf",
-    dtype: given.Dtype = "auto",
-    device: given.Device = "auto",
-    revision: given.Revision = None,
+    ] = None
+    backend: given.Backend = "hf"
+    dtype: given.Dtype = "auto"
+    device: given.Device = "auto"
+    revision: given.Revision = None
     batch_size: Annotated[
         str, typer.Option(metavar="N|auto", help="Prompts a forward pass; never changes numbers.")
-    ] = "auto",
-    seed: Annotated[int, typer.Option(metavar="S", help="Of everything random.")] = 0,
+    ] = "auto"
+    seed: Annotated[int, typer.Option(metavar="S", help="Of everything random.")] = 0
     n_pos: Annotated[
         int | None,
         typer.Option(metavar="N", help="Cut prompts to N tokens and leave shorter ones out."),
-    ] = None,
+    ] = None
     bos: Annotated[
         str, typer.Option(metavar="B", help="auto (as the tokenizer does), always or never.")
-    ] = "auto",
-    store: given.StoreFolder = None,
+    ] = "auto"
+    store: given.StoreFolder = None
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", metavar="PATH", help="Write the result to a file as well."),
-    ] = None,
+    ] = None
     kind: Annotated[
         str | None,
         typer.Option(
@@ -90,16 +92,31 @@ def run_command(
             metavar="F",
             help="json, csv, parquet or html: of -o (else its suffix says), or of stdout.",
         ),
-    ] = None,
+    ] = None
     cache: Annotated[
         str, typer.Option(metavar="C", help="read the store first, refresh it, or off.")
-    ] = "read",
-    progress: Annotated[str, typer.Option(metavar="P", help="auto, bar, json or off.")] = "auto",
-    as_json: given.AsJson = False,
+    ] = "read"
+    progress: given.Progress = "auto"
+    as_json: given.AsJson = False
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Say what is done, on stderr.")
-    ] = False,
-) -> None:
+    ] = False
+
+    @property
+    def flags(self) -> dict[str, Any]:
+        """The fields of ``workbench.requests.Options`` that have an option of their own."""
+        names = ("limit", "backend", "dtype", "device", "revision", "seed", "n_pos", "bos", "cache")
+        read = {name: getattr(self, name) for name in names}
+        return read | {"batch_size": given.read_batch_size(self.batch_size)}
+
+    @property
+    def has_several_revisions(self) -> bool:
+        """Whether ``--revision`` is a comma list."""
+        return self.revision is not None and "," in self.revision
+
+
+@given.takes(RunRequest)
+def run_command(request: RunRequest) -> None:
     """Run a probe on a model and keep the result.
 
     A request that was answered before is answered from the store, without loading the model.
@@ -107,54 +124,45 @@ def run_command(
 
     Example: workbench run attention-sinks --model gpt2 --data my.txt -o sinks.html
     """
-    several = revision is not None and "," in revision
-    write = None if several else _writer(output, kind, as_json)
-    flags: dict[str, Any] = {
-        "limit": limit,
-        "backend": backend,
-        "dtype": dtype,
-        "device": device,
-        "revision": revision,
-        "batch_size": given.read_batch_size(batch_size),
-        "seed": seed,
-        "n_pos": n_pos,
-        "bos": bos,
-        "cache": cache,
-    }
-    options, own = given.split_settings(given.read_settings(settings))
-    flags["intervention"], own = given.split_intervention(intervention, own)
+    several = request.has_several_revisions
+    write = None if several else _writer(request.output, request.kind, request.as_json)
+    options, own = given.split_settings(given.read_settings(request.settings))
+    edit, own = given.split_intervention(request.intervention, own)
     if _NOT_SETTINGS & set(own):  # they would collide with the arguments of ``run``
-        given.offer_nearest(probe, own)
-    if verbose:
+        given.offer_nearest(request.probe, own)
+    if request.verbose:
         log_to_stderr()
+    how = {**request.flags, **options, **own, "intervention": edit}
     if several:
         from workbench.cli.revisions import Shown, run_revisions
 
-        request = {**flags, **options, **own, "data": given.read_data(data)}
-        shown = Shown(output, kind, as_json, progress)
-        run_revisions(probe, model, request, _open_store(store), shown)
+        shown = Shown(request.output, request.kind, request.as_json, request.progress)
+        how["data"] = given.read_data(request.data)
+        run_revisions(request.probe, request.model, how, _open_store(request.store), shown)
         return
     start = time.perf_counter()
-    with reporting(progress) as reporter:
-        from workbench.run import run
-
-        try:
-            with given.offering_models(model):
-                result = run(
-                    probe,
-                    model,
-                    given.read_data(data),
-                    store=_open_store(store),
-                    reporter=reporter,
-                    **{**flags, **options, **own},
-                )
-        except UnknownNameError:
-            given.offer_nearest(probe, own)
-            raise
+    result = _run(request, how, own)
     seconds = time.perf_counter() - start
     if write is not None:
         write(result)
-    _show(result, seconds, output, as_json=as_json, quiet=kind is not None and output is None)
+    quiet = request.kind is not None and request.output is None
+    _show(result, seconds, request.output, as_json=request.as_json, quiet=quiet)
+
+
+def _run(request: RunRequest, how: dict[str, Any], own: dict[str, str]) -> "Result":
+    """The result; an unknown setting is refused with the nearest of the probe's and the run's."""
+    with reporting(request.progress) as reporter:
+        from workbench.run import run
+
+        data, store = given.read_data(request.data), _open_store(request.store)
+        try:
+            with given.offering_models(request.model):
+                return run(
+                    request.probe, request.model, data, store=store, reporter=reporter, **how
+                )
+        except UnknownNameError:
+            given.offer_nearest(request.probe, own)
+            raise
 
 
 def _open_store(store: Path | None) -> Any:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,48 +23,77 @@ SOME_FAILED = 3
 """Exit code: some cells failed, the rest are kept."""
 EXECUTORS = ("local", "ray", "slurm", "nnsight")
 
-_COMMA = "comma list"
+CommaList = Annotated[str | None, typer.Option(metavar="A,B", help="comma list")]
+_LISTS = (
+    *("models", "probes", "data", "dtypes", "seeds", "backends", "interventions"),
+    *("n_pos", "limit"),
+)
 
 
-def sweep_command(
+@dataclass(frozen=True)
+class SweepRequest:
+    """The options of ``workbench sweep``."""
+
     file: Annotated[
         Path | None, typer.Argument(metavar="FILE.yaml", help="The plan; see docs/sweeps.md.")
-    ] = None,
+    ] = None
     executor: Annotated[
         str,
         typer.Option(metavar="E", help="local (processes here), ray, slurm, or nnsight (hosted)."),
-    ] = "local",
+    ] = "local"
     workers: Annotated[
         int | None,
         typer.Option(metavar="N", help="Cells at once; default: one a GPU, else one."),
-    ] = None,
+    ] = None
     threads: Annotated[
         int | None,
         typer.Option(metavar="N", help="Of a local worker; default: its share of the cores."),
-    ] = None,
+    ] = None
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would run and what it takes; run nothing.")
-    ] = False,
-    models: Annotated[str | None, typer.Option(metavar="A,B", help=_COMMA)] = None,
-    probes: Annotated[str | None, typer.Option(metavar="A,B", help=_COMMA)] = None,
-    data: Annotated[str | None, typer.Option(metavar="A,B", help=_COMMA)] = None,
-    dtypes: Annotated[str | None, typer.Option(metavar="A,B", help=_COMMA)] = None,
-    seeds: Annotated[str | None, typer.Option(metavar="A,B", help=_COMMA)] = None,
-    interventions: Annotated[str | None, typer.Option(metavar="A,B", help=_COMMA)] = None,
-    n_pos: Annotated[str | None, typer.Option(metavar="A,B", help=_COMMA)] = None,
-    limit: Annotated[str | None, typer.Option(metavar="A,B", help=_COMMA)] = None,
+    ] = False
+    models: CommaList = None
+    probes: CommaList = None
+    data: CommaList = None
+    dtypes: CommaList = None
+    seeds: CommaList = None
+    backends: CommaList = None
+    interventions: CommaList = None
+    n_pos: CommaList = None
+    limit: CommaList = None
+    device_map: Annotated[
+        str | None, typer.Option(metavar="MAP", help="auto spreads each model over the devices.")
+    ] = None
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="[PROBE.]KEY=A,B", help="A probe's setting; comma list."),
-    ] = None,
+    ] = None
     slurm: Annotated[
         list[str] | None,
         typer.Option("--slurm", metavar="KEY=VALUE", help="For slurm, e.g. partition=gpu."),
-    ] = None,
-    store: given.StoreFolder = None,
-    progress: Annotated[str, typer.Option(metavar="P", help="auto, bar, json or off.")] = "auto",
-    as_json: given.AsJson = False,
-) -> None:
+    ] = None
+    store: given.StoreFolder = None
+    progress: given.Progress = "auto"
+    as_json: given.AsJson = False
+
+    def document(self) -> dict[str, Any]:
+        """The plan: that of the file, with the command line's lists in the place of its own."""
+        from workbench.execute.plan_file import read_list, read_plan
+
+        plan = read_plan(self.file) if self.file is not None else {}
+        for name in _LISTS:
+            text = getattr(self, name)
+            if text is not None:
+                plan[name] = list(read_list(text))
+        if self.device_map is not None:
+            plan["device_map"] = self.device_map
+        for pair in self.settings or ():
+            plan["probes"] = _with_setting(plan.get("probes") or {}, pair)
+        return plan
+
+
+@given.takes(SweepRequest)
+def sweep_command(request: SweepRequest) -> None:
     """Run probes on models, for every combination of a plan's values.
 
     What the store holds already is not run again, so the same command continues a sweep that was
@@ -72,38 +102,26 @@ def sweep_command(
     Example: workbench sweep plan.yaml --workers 2
     """
     from workbench.execute.plan import make_plan
-    from workbench.execute.plan_file import read_plan
     from workbench.store.results import Store
 
-    lists = {
-        "models": models,
-        "probes": probes,
-        "data": data,
-        "dtypes": dtypes,
-        "seeds": seeds,
-        "interventions": interventions,
-        "n_pos": n_pos,
-        "limit": limit,
-    }
-    if progress not in STYLES:
-        raise UnknownNameError("progress style", progress, STYLES)
-    document = read_plan(file) if file is not None else {}
-    document = _with_options(document, lists, settings)
-    place = Store(store)
+    if request.progress not in STYLES:
+        raise UnknownNameError("progress style", request.progress, STYLES)
+    document = request.document()
+    place = Store(request.store)
     plan = make_plan(document, place.path / "hashes")
-    runner = make_executor(executor, workers, plan, slurm, threads)
+    runner = make_executor(request.executor, request.workers, plan, request.slurm, request.threads)
     rows = _estimate(plan, place, runner)
-    if dry_run:
-        _show_plan(plan, rows, as_json)
+    if request.dry_run:
+        _show_plan(plan, rows, request.as_json)
         return
     from workbench.execute.sweep import describe_cells, run_plan
 
-    if progress in ("auto", "bar"):
+    if request.progress in ("auto", "bar"):
         message(describe_cells(plan.cells))
-    with _watching(progress, plan) as watch:
+    with _watching(request.progress, plan) as watch:
         cached = {cell.key: key for cell, key, _ in rows if key is not None}
         summary = run_plan(plan, place, runner, watch, cached=cached)
-    _show(plan, summary, as_json)
+    _show(plan, summary, request.as_json)
     if summary.failures:
         raise typer.Exit(SOME_FAILED)
 
@@ -145,21 +163,6 @@ def make_executor(
     from workbench.execute.slurm import SlurmExecutor
 
     return SlurmExecutor(workers, given.read_settings(slurm))
-
-
-def _with_options(
-    document: Mapping[str, Any], lists: Mapping[str, str | None], settings: list[str] | None
-) -> dict[str, Any]:
-    """The plan with the command line's lists in the place of its own."""
-    from workbench.execute.plan_file import read_list
-
-    plan = dict(document)
-    for name, text in lists.items():
-        if text is not None:
-            plan[name] = list(read_list(text))
-    for pair in settings or ():
-        plan["probes"] = _with_setting(plan.get("probes") or {}, pair)
-    return plan
 
 
 def _with_setting(probes: Any, pair: str) -> dict[str, Any]:

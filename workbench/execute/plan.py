@@ -168,7 +168,7 @@ class _CellMaker:
         data = asked.data if probe.takes_data else None
         prompts = self._inputs.prompts(data, options.limit)
         content, label = asked.intervention
-        given = asdict(options)
+        given = dict(vars(options))
         key = content_key(
             {
                 "probe": [probe.name, probe.version],
@@ -250,10 +250,10 @@ def _config(probe: Probe, settings: Mapping[str, Any], data: Any) -> Any:
 
 def _intervention(item: Any) -> tuple[dict[str, Any] | None, str]:
     """Content and name of an intervention: ``none``, a file, or a mapping in the plan itself."""
-    from workbench.interventions.files import from_content
-
     if item is None or item == "none":
         return None, "none"
+    from workbench.interventions.files import from_content  # imports torch
+
     if isinstance(item, Mapping):
         content, label = dict(item), str(item.get("name"))
     elif isinstance(item, str):

@@ -1,7 +1,7 @@
 """The ``nnsight`` executor: cells on models that NDIF hosts, too large for this site.
 
-Forward passes run there and only what a probe keeps comes back; the cells run one after another in
-this process, which waits for the network and needs no cores.
+Forward passes run there (NDIF_HOST names another server of the kind), what the probe reads comes
+back and is reduced here; the cells run one after another in this process.
 """
 
 from collections.abc import Sequence

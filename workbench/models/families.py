@@ -275,12 +275,12 @@ def read_weight(
     Raises:
         CapabilityError: The architecture has no such weight, or the table does not know where.
     """
-    home = _home_of_weight(model, family, spec, name, layer)
+    home = home_of_weight(model, family, spec, name, layer)
     with at_hand(home):
         return _weight(home, family, spec, name, layer).detach().float().cpu()
 
 
-def _home_of_weight(
+def home_of_weight(
     model: Any, family: Family, spec: ModelSpec, name: str, layer: int | None
 ) -> Any:
     """The module that holds a weight: an embedding, or a block."""

@@ -7,8 +7,8 @@ backends do exactly and faster.
 
 import inspect
 import threading
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -20,11 +20,12 @@ from workbench.attention.edits import ActivationEdit, Edit, Intervention
 from workbench.errors import CapabilityError
 from workbench.interventions.active import ActiveEdits
 from workbench.models.base import Captured, Reducers, Site
-from workbench.models.checkpoint import Source, load_transformers
+from workbench.models.checkpoint import Source, load_tokenizer, load_transformers, read_config
 from workbench.models.continuing import continue_by_edit
-from workbench.models.families import LLAMA, read_weight
+from workbench.models.families import LLAMA, home_of_weight, read_weight
 from workbench.models.inputs import Inputs, prepare_inputs
 from workbench.models.memory import tell_pattern_memory
+from workbench.models.nnsight_remote import fetch, fetch_parameters, filled
 from workbench.models.nnsight_stops import Places, Stop
 from workbench.models.offload import running_device
 from workbench.models.outside import layout_of, spec_of
@@ -45,7 +46,7 @@ class NNsightModel:
         *,
         name: str = "",
         revision: str = "",
-        remote: bool = False,
+        remote: bool | str = False,
     ) -> None:
         """Take over an nnsight model: eval mode, weights frozen.
 
@@ -55,14 +56,15 @@ class NNsightModel:
             tokenizer: Its tokenizer, if texts are to be read.
             name: What people call it.
             revision: Hub commit or hash of the weights.
-            remote: Run every forward pass on NDIF.
+            remote: Run every forward pass elsewhere: True: on NDIF; the address of a server that
+                speaks its protocol; ``local``: here, but by way of nnsight's serialisation.
 
         Raises:
             CapabilityError: Remote without a key for it.
         """
-        if remote:
+        if remote is True:
             refuse_without_key()
-        elif not getattr(lm, "dispatched", True):
+        elif remote in (False, "local") and not getattr(lm, "dispatched", True):
             lm.dispatch()
         self.lm = lm
         self.model = lm._module
@@ -87,12 +89,12 @@ class NNsightModel:
             can.add("remote")
         if self.family is None:
             return frozenset(can)
-        can |= {"capture", "continue", "edits"}
+        can |= {"capture"} if self.remote else {"capture", "continue", "edits"}
         if self.family.read_qkv or not self.spec.n_heads:
             can.add("weights")
         if self.places.has_call():
             can.add("attention")
-        if self.places.has_pattern():
+        if self.places.has_pattern() or (self.remote and self.places.has_call()):
             can |= {"patterns", "streaming"}
         return frozenset(can)
 
@@ -122,6 +124,9 @@ class NNsightModel:
     ) -> Float[Tensor, "batch kept d_vocab"]:
         """Run one forward pass and return the logits, on the CPU in float32."""
         inputs = prepare_inputs(self.spec, tokens, attention_mask)
+        if self.remote:
+            with self._lock:
+                return self._fetch(inputs, {}, {}, last)
         with self._lock, torch.no_grad():
             logits = self._trace(inputs, self._stops({}, inputs, {})).detach().float().cpu()
         return logits if last is None else logits[:, -last:]
@@ -146,6 +151,9 @@ class NNsightModel:
         tell_pattern_memory(self.spec, inputs, reads)
         captured: dict[Site, Any] = {}
         with self._lock, torch.no_grad():
+            if self.remote:
+                self._fetch(inputs, reads, captured, 0)
+                return Captured({site: captured[site] for site in parsed})
             self._trace(inputs, self._stops(reads, inputs, captured))
         return Captured({site: captured[site] for site in parsed})
 
@@ -183,6 +191,11 @@ class NNsightModel:
         return self._edits.adding(interventions)
 
     def _refuse_edit(self, edit: Edit) -> None:
+        if self.remote:
+            raise CapabilityError(
+                "edits need the model on this machine: the code of one cannot be sent along; load it "
+                "with remote=False, or use --backend hf"
+            )
         if "edits" not in self.capabilities:
             raise CapabilityError(
                 f"edits need an architecture whose modules are known; {self.spec.family} here is not; use "
@@ -192,15 +205,22 @@ class NNsightModel:
 
     def weight(self, name: str, layer: int | None = None) -> Tensor:
         """One weight in TransformerLens' layout, float32 on the CPU; see ``base.WEIGHTS``."""
-        return read_weight(self.model, self.family or LLAMA, self.spec, name, layer)
+        family = self.family or LLAMA
+        home = home_of_weight(self.model, family, self.spec, name, layer)
+        part = {"W_O": family.w_o, "W_Q": family.attn, "W_K": family.attn, "W_V": family.attn}
+        with self._at_hand(home, part.get(name)):
+            return read_weight(self.model, family, self.spec, name, layer)
 
     def mlp_of_embedding(self, layer: int, x: Float[Tensor, "n d_model"], *, norm: bool) -> Tensor:
         """Apply one block's MLP to vectors, behind its norm if asked; float32, CPU."""
-        return mlp_of_embedding(self.model, self.family, self.spec, layer, x, norm=norm)
+        block = self.model.get_submodule((self.family or LLAMA).blocks)[layer]
+        with self._at_hand(block):
+            return mlp_of_embedding(self.model, self.family, self.spec, layer, x, norm=norm)
 
     def final_norm(self, resid: Float[Tensor, "*batch d_model"]) -> Tensor:
         """Apply the norm before the unembedding; float32, CPU."""
-        return final_norm(self.model, self.family, resid)
+        with self._at_hand(self.model.get_submodule((self.family or LLAMA).ln_final)):
+            return final_norm(self.model, self.family, resid)
 
     # How it is done
 
@@ -228,8 +248,53 @@ class NNsightModel:
             at(site).keeps.append(keeper(site, reduce, inputs, captured))
         return sorted(stops.values(), key=lambda stop: stop.rank)
 
+    @contextmanager
+    def _at_hand(self, home: Any, part: str | None = None) -> Iterator[None]:
+        """Within the context a module holds its parameters (or those of a part of it)."""
+        if not self.remote:
+            yield
+            return
+        prefix = "" if part is None else f"{part}."
+        names = [name for name, _ in home.named_parameters() if name.startswith(prefix)]
+        path = next(name for name, module in self.model.named_modules() if module is home)
+        with self._lock, filled(home, fetch_parameters(self.lm, path, names, self.remote)):
+            yield
+
+    def _fetch(
+        self,
+        inputs: Inputs,
+        reads: Mapping[Site, Any],
+        captured: dict[Site, Any],
+        last: int | None,
+    ) -> Any:
+        """A forward pass elsewhere; what it sends is reduced here."""
+        self.places.batch = inputs.tokens.shape[0]
+        asks = {site: self.places.ask(site) for site in sorted(reads, key=self.places.rank)}
+        several = list(dict.fromkeys(asks.values()))
+        arguments = self._arguments(inputs, torch.device("cpu"))
+        values, logits = fetch(self.lm, arguments, several, last, self.remote)
+        found = dict(zip(several, values, strict=True))
+        for site, ask in asks.items():
+            x = self.places.answer(site, found[ask])
+            keeper(site, reads[site], inputs, captured)(x)
+        return logits
+
     def _trace(self, inputs: Inputs, stops: Sequence[Stop]) -> Tensor:
-        device = running_device(self.model.get_input_embeddings())
+        arguments = self._arguments(inputs, running_device(self.model.get_input_embeddings()))
+        # nnsight compiles the block from its source: it must stand in a file, over several lines.
+        with self.lm.trace(**arguments):
+            for stop in stops:
+                stop.run()
+            logits = self.lm.output.logits.save()
+        found: Tensor = logits
+        return found
+
+    def _arguments(self, inputs: Inputs, device: torch.device) -> dict[str, Any]:
+        """Of a forward pass.
+
+        Raises:
+            CapabilityError: Positions are given and the model takes none.
+        """
         arguments: dict[str, Any] = {"input_ids": inputs.tokens.to(device), "use_cache": False}
         if inputs.attention_mask is not None:
             arguments["attention_mask"] = inputs.attention_mask.to(device)
@@ -240,15 +305,7 @@ class NNsightModel:
                 f"explicit positions and left padding need a model that takes position ids; "
                 f"{self.spec.family} does not; pad on the right"
             )
-        if self.remote:
-            arguments["remote"] = True
-        # nnsight compiles the block from its source: it must stand in a file, over several lines.
-        with self.lm.trace(**arguments):
-            for stop in stops:
-                stop.run()
-            logits = self.lm.output.logits.save()
-        found: Tensor = logits
-        return found
+        return arguments
 
 
 def refuse_without_key() -> None:
@@ -262,19 +319,11 @@ def refuse_without_key() -> None:
         )
 
 
-def load_nnsight(source: Source, *, remote: bool = False) -> NNsightModel:
-    """Load a checkpoint with transformers (eager attention unless asked) and wrap it.
-
-    Raises:
-        CapabilityError: Remote without a key for it.
-    """
-    if remote:
-        refuse_without_key()
+def load_nnsight(source: Source) -> NNsightModel:
+    """Load a checkpoint with transformers (eager attention unless asked) and wrap it."""
     kernel = source.attn_implementation or "eager"
     model, tokenizer, identity = load_transformers(replace(source, attn_implementation=kernel))
-    return wrap_module(
-        model, tokenizer, name=identity.name, revision=identity.revision, remote=remote
-    )
+    return wrap_module(model, tokenizer, name=identity.name, revision=identity.revision)
 
 
 def wrap_module(model: Any, tokenizer: Any = None, **about: Any) -> NNsightModel:
@@ -284,15 +333,27 @@ def wrap_module(model: Any, tokenizer: Any = None, **about: Any) -> NNsightModel
     return NNsightModel(NNsight(model), tokenizer, **about)
 
 
-def load_remote(name: str, revision: str | None = None) -> NNsightModel:
-    """Point at a model that NDIF hosts: its weights stay there, only its sizes are read here.
+def load_remote(
+    name: str, revision: str | None = None, *, remote: bool | str = True
+) -> NNsightModel:
+    """Point at a model that another machine holds: only its sizes and its tokenizer are read here.
+
+    Args:
+        name: A hub id, or a folder that both machines see.
+        revision: Branch, tag or commit.
+        remote: See ``NNsightModel``.
 
     Raises:
-        CapabilityError: No key for it.
+        CapabilityError: No key for NDIF.
+        ModelError: Its configuration cannot be read.
     """
-    refuse_without_key()
-    from nnsight import LanguageModel
+    if remote is True:
+        refuse_without_key()
+    from nnsight import TransformersModel
 
-    lm = LanguageModel(name, revision=revision)
+    source = Source(name, name, revision)
+    tokenizer = load_tokenizer(source)
+    read_config(source)  # says in one line what transformers would not
+    lm = TransformersModel(name, revision=revision, task="text-generation", tokenizer=tokenizer)
     known = revision or getattr(lm._module.config, "_commit_hash", None) or "hosted"
-    return NNsightModel(lm, lm.tokenizer, name=name, revision=known, remote=True)
+    return NNsightModel(lm, tokenizer, name=name, revision=known, remote=remote)

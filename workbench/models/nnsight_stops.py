@@ -6,7 +6,7 @@ the family table. q, k and v after rotary embedding, and the pattern, come from 
 module's ``forward``, at the call of its attention function (nnsight's ``source``).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,7 @@ from workbench.attention.streaming import AttentionInputs, attention_scores
 from workbench.errors import CapabilityError
 from workbench.models.base import ATTENTION_SITES, ModelSpec, Site
 from workbench.models.families import Family
+from workbench.models.nnsight_remote import Ask, pattern_of, scores_of
 
 _RANKS = {
     "resid_pre": 0,
@@ -90,16 +91,21 @@ class Places:
             return False
         return self.has_call() or self.spec.family in _PATTERN_AS_OUTPUT
 
+    def rank(self, site: Site) -> tuple[int, int]:
+        """Where a site stands along the forward pass."""
+        if site.layer is None:
+            return (-1, 0) if site.name == "embed" else (self.spec.n_layers, 0)
+        return site.layer, _RANKS[site.name]
+
     def stop(self, site: Site) -> Stop:
         """The stop of a site.
 
         Raises:
             CapabilityError: It cannot be read on this architecture; says who can.
         """
+        rank = self.rank(site)
         if site.layer is None:
-            rank = (-1, 0) if site.name == "embed" else (self.spec.n_layers, 0)
             return self._of_module(site, rank)
-        rank = (site.layer, _RANKS[site.name])
         if site.name in ATTENTION_SITES | {"attn_out"} and self.spec.n_heads == 0:
             raise CapabilityError(
                 f"{site} needs attention; {self.spec.family} has none; read resid_pre, resid_post or mlp_out"
@@ -114,6 +120,36 @@ class Places:
         if site.name == "pattern":
             return self._of_pattern(site, rank)
         return self._of_module(site, rank)
+
+    def ask(self, site: Site) -> Ask:
+        """What to ask a machine elsewhere for, so that ``answer`` makes the site of it.
+
+        Raises:
+            CapabilityError: It cannot be read on this architecture.
+        """
+        if site.name != "pattern":  # it is made here, whatever kernel runs there
+            self.stop(site)  # refuses what cannot be read at all
+        if site.name in ATTENTION_SITES - {"z"}:
+            name = self._call_name(site.layer or 0)
+            if name != _CALLS[0]:
+                raise CapabilityError(
+                    f"{site} elsewhere needs attention through transformers' AttentionInterface; "
+                    f"{self.spec.family} has its own; load the model here"
+                )
+            return self._attention_path(site.layer or 0), "call", name
+        path, before = self._path(site)
+        return path, "input" if before else "output", ""
+
+    def answer(self, site: Site, value: Sequence[Any]) -> Tensor:
+        """A site from what came back for its ``ask``."""
+        if site.name == "pattern":
+            return pattern_of(value)
+        if site.name == "attn_scores":
+            return scores_of(value)
+        if site.name in ("q", "k", "v"):
+            heads: Tensor = value["qkv".index(site.name)]
+            return heads.transpose(1, 2)
+        return self._shaped(site, value[0])
 
     def refuse_edit(self, site: Site) -> None:
         """Refuse a change at a site where it would not reach the output.
@@ -183,9 +219,12 @@ class Places:
 
     # Inside the attention module
 
-    def _attention(self, layer: int) -> Any:
+    def _attention_path(self, layer: int) -> str:
         inner = "attn.attention" if self.spec.family == "gpt_neo" else self.family.attn
-        return self.envoy.get(f"{self.family.blocks}.{layer}.{inner}")
+        return f"{self.family.blocks}.{layer}.{inner}"
+
+    def _attention(self, layer: int) -> Any:
+        return self.envoy.get(self._attention_path(layer))
 
     def _call_name(self, layer: int) -> str | None:
         if self.spec.n_heads == 0 or self.spec.family in _PATTERN_AS_OUTPUT:
