@@ -6,9 +6,10 @@ import torch
 import workbench as wb
 from tests.encoders import clip_text_config, save_encoder, tiny_encoder
 from workbench.errors import CapabilityError, ModelError
-from workbench.interventions.base import AddVector, ZeroHeads
+from workbench.interventions.add_vector import AddVector
 from workbench.interventions.knockout import KnockOut
 from workbench.interventions.replace import ReplacePositions
+from workbench.interventions.zero_heads import ZeroHeads
 from workbench.models.base import LAYER_SITES, Site
 
 TOKENS = torch.randint(3, 80, (2, 9), generator=torch.Generator().manual_seed(0))

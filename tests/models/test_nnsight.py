@@ -14,7 +14,8 @@ from tests.models.agreement import (
 from tests.zoo import ALL_FAMILIES, ATTENTION_FAMILIES, FAMILIES, padded, tiny_model
 from workbench.attention.statistics import ColumnMean
 from workbench.errors import CapabilityError
-from workbench.interventions.base import AddVector, ZeroHeads
+from workbench.interventions.add_vector import AddVector
+from workbench.interventions.zero_heads import ZeroHeads
 from workbench.interventions.zerotuning import ZeroTuning
 from workbench.models.base import ModelAdapter, Site
 from workbench.models.huggingface import HuggingFaceModel

@@ -7,7 +7,7 @@ import workbench as wb
 from tests.zoo import ATTENTION_FAMILIES, padded, random_tokens, tiny_model
 from toy_tasks.model import ToyModelConfig, make_model
 from workbench.errors import CapabilityError, DataError
-from workbench.interventions.base import ZeroHeads
+from workbench.interventions.zero_heads import ZeroHeads
 from workbench.models.base import Site
 from workbench.models.prefix import continue_after, prefix_of
 from workbench.models.toy import ToyAdapter

@@ -11,7 +11,7 @@ from tests.toy_tasks.test_model import build, tokens
 from toy_tasks.model import BIASES, KERNELS, describe_model
 from workbench.attention.edits import AttentionEdit
 from workbench.errors import CapabilityError, ConfigError, DataError, ModelError
-from workbench.interventions.base import ZeroHeads
+from workbench.interventions.zero_heads import ZeroHeads
 from workbench.interventions.zerotuning import ZeroTuning
 from workbench.models.base import ModelAdapter, Site
 from workbench.models.validate import validate_model

@@ -15,7 +15,8 @@ from tests.models.agreement import (
 from tests.zoo import ALL_FAMILIES, ATTENTION_FAMILIES, FAMILIES, padded, tiny_model
 from workbench.attention.statistics import ColumnMean, RowEntropy
 from workbench.errors import CapabilityError, ConfigError, EngineError
-from workbench.interventions.base import AddVector, ZeroHeads
+from workbench.interventions.add_vector import AddVector
+from workbench.interventions.zero_heads import ZeroHeads
 from workbench.interventions.zerotuning import ZeroTuning
 from workbench.models.base import ModelAdapter, Site
 from workbench.models.checkpoint import Source
