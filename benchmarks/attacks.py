@@ -71,14 +71,14 @@ def attack_bench() -> Any:
 def batched(at_most: int | None, memory_mb: int = 1024) -> Work:
     from dataclasses import replace
 
-    from probes.activation_attacks_bench import solve
+    from probes.activation_attacks_bench import Report, solve
 
     bench, problems, descent = attack_bench()
     bench = replace(bench, at_most=at_most, budget_bytes=memory_mb << 20)
 
     def run() -> float:
         found: dict[Any, Any] = {}
-        solve(bench, problems, descent, found.__setitem__)
+        solve(bench, problems, descent, Report(found.__setitem__))
         return sum(each.n_correct for each in found.values())
 
     return run

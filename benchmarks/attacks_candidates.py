@@ -90,7 +90,7 @@ def ours(shape: str, memory_mb: int) -> Work:
             problem = Problem(State(ids[:0], ids, index), target, index)
             generator = torch.Generator().manual_seed(index)
             walks.append(Walk(problem, start_of(index), generator, len(tokenizer)))
-        gradient_search(scorer, walks, config, lambda walk, step: None)
+        gradient_search(scorer, walks, config, lambda walk: None)
         assert not any(walk.best and walk.best.solved for walk in walks)
         return scorer.n_scored
 

@@ -1,5 +1,6 @@
 """A model under attack: problems become batches, and what a batch reached is checked afresh."""
 
+import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -9,19 +10,27 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.functional import pad
 
 from probes.activation_attacks_cases import Cases
 from probes.activation_attacks_optimise import (
     NO_TARGET,
     Descent,
+    Listener,
     LogitsOf,
     Problems,
     Reached,
+    Slots,
     force_tokens,
     score,
 )
-from workbench.models.base import ModelAdapter, ModelSpec, Site
+from workbench.models.base import ModelAdapter, Site
+from workbench.models.inputs import device_of
+from workbench.models.memory import gradient_bytes, prefix_bytes, tell_over_budget
 from workbench.models.prefix import Prefix, continue_after, prefix_of
+
+N_STATES = 8
+"""Tensors as large as the perturbation that a problem in work needs: moments, best, gradient, steps."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +98,7 @@ def make_bench(model: ModelAdapter, layer: int, cases: Cases, masks: dict[float,
     # The last target token is never read; a target may end where n_ctx does.
     tokens = torch.cat([cases.contexts, cases.targets[:, :-1]], dim=1)
     rows = [model.capture(row[None], [site])[site] for row in tokens]
-    device = _device(model)
+    device = device_of(model)
     masks = {share: mask.to(device) for share, mask in masks.items()}
     return Bench(model, layer, cases, torch.cat(rows).to(device), masks)
 
@@ -104,12 +113,29 @@ def perturbed(
     return resid.scatter_add(1, index, perturbation)
 
 
+def _ignore(*_: object) -> None:
+    """Tell nobody."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """Who is told what while problems are solved."""
+
+    finished: Callable[[Problem, Outcome], None]
+    """A problem has ended; at once."""
+    passed: Callable[[float], None] = _ignore
+    """After every pass, with the lowest loss in work."""
+    note: Callable[[dict[str, Tensor]], None] = _ignore
+    """Where the problems in work stand, before more than one problem's steps would be lost."""
+    noted: dict[str, Tensor] | None = None
+    """What ``note`` was told last in a run that was killed."""
+
+
 def solve(
     bench: Bench,
     problems: Sequence[Problem],
     descent: Descent,
-    finished: Callable[[Problem, Outcome], None],
-    passed: Callable[[float], None] | None = None,
+    report: Report,
 ) -> Bench:
     """Attack all problems, those of similar length together.
 
@@ -117,21 +143,54 @@ def solve(
         bench: The model under attack.
         problems: In any order.
         descent: The search.
-        finished: Told about each problem as soon as it ends.
-        passed: Told the lowest loss in work after every pass.
+        report: Told what happens; what it has ``noted`` of these problems is gone on with.
 
     Returns:
         The bench, with smaller passes where memory did not suffice.
     """
     for group in similar_lengths(problems):
         asked = _ask(bench, group)
-
-        at_once = problems_at_once(bench, group)
-        tell = partial(_tell, bench, group, finished)
-        left = force_tokens(_logits_of(bench, group), asked, descent, at_once, tell, passed=passed)
+        # One pass is then never more than one problem's steps; see ``Listener.standing``.
+        at_once = min(problems_at_once(bench, group), descent.steps)
+        listener = Listener(
+            partial(_tell, bench, group, report.finished),
+            report.passed,
+            lambda slots, group=group: report.note(_described(slots, group)),
+        )
+        begun = _begun(report.noted, group, asked)
+        left = force_tokens(
+            _logits_of(bench, group), asked, descent, at_once, listener, begun=begun
+        )
         if left < at_once:
             bench = replace(bench, at_most=left)
     return bench
+
+
+def _described(slots: Slots, group: Sequence[Problem]) -> dict[str, Tensor]:
+    """The problems in work as tensors, by their names."""
+    names = json.dumps([group[index].name for index in slots.problem.tolist()])
+    described = {**slots._asdict(), "names": torch.tensor(list(names.encode()), dtype=torch.uint8)}
+    del described["problem"]
+    return described
+
+
+def _begun(
+    noted: dict[str, Tensor] | None, group: Sequence[Problem], problems: Problems
+) -> Slots | None:
+    """Those of the problems that were noted in work, with what they had reached."""
+    if noted is None:
+        return None
+    places = {problem.name: index for index, problem in enumerate(group)}
+    names = json.loads(bytes(noted["names"].tolist()))
+    rows = [row for row, name in enumerate(names) if name in places]
+    if not rows:
+        return None
+    n_attacked, device = problems.free.shape[1], problems.free.device
+    fields = {name: tensor[rows].to(device) for name, tensor in noted.items() if name != "names"}
+    for name, tensor in fields.items():
+        if tensor.dim() == 3:  # places beyond a problem's own hold zeros, more or fewer of them
+            fields[name] = pad(tensor, (0, 0, 0, n_attacked - tensor.shape[1]))
+    return Slots(torch.tensor([places[names[row]] for row in rows], device=device), **fields)
 
 
 def _tell(
@@ -176,19 +235,19 @@ def similar_lengths(problems: Sequence[Problem]) -> list[list[Problem]]:
 
 
 def problems_at_once(bench: Bench, group: Sequence[Problem]) -> int:
-    """How many problems one pass may hold within the memory budget."""
-    first, n_target, _ = _extent(group)
-    n_pos = bench.n_context - first + n_target - 1
-    within = bench.budget_bytes // pass_bytes(bench.model.spec, n_pos, n_target)
-    return max(1, min(within, bench.at_most or len(group)))
+    """How many problems one pass may hold within the memory budget.
 
-
-def pass_bytes(spec: ModelSpec, n_pos: int, n_target: int) -> int:
-    """Bytes of one problem's forward and backward pass in float32, estimated from above."""
-    of_layer = 24 * spec.d_model + 6 * spec.d_mlp + 4 * spec.n_heads * n_pos
-    if not spec.n_heads:  # a scan keeps states: twice the width, times 16, some of each
-        of_layer += 200 * spec.d_model
-    return 4 * (n_pos * (spec.n_layers * of_layer + 8 * spec.d_model) + 5 * n_target * spec.d_vocab)
+    Counted are the pass forward and backward, the state of Adam, and the keys and values of what
+    stands before the first attacked position; not the model, and not what every run keeps anyway
+    (contexts, their residual stream, what was found).
+    """
+    spec = bench.model.spec
+    first, n_target, n_attacked = _extent(group)
+    one = gradient_bytes(spec, bench.n_context - first + n_target - 1, n_target, first)
+    one += N_STATES * 4 * n_attacked * spec.d_model
+    left = bench.budget_bytes - len(bench.cases.contexts) * prefix_bytes(spec, first)
+    tell_over_budget(one, left, f"an attack on {n_target} tokens")
+    return max(1, min(left // one, bench.at_most or len(group)))
 
 
 def _extent(group: Sequence[Problem]) -> tuple[int, int, int]:
@@ -251,11 +310,3 @@ class _Selection:
         if self._whole is not None and asked != self._rows:
             self._rows, self._selected = asked, self._whole.select(rows)
         return self._selected
-
-
-def _device(model: ModelAdapter) -> torch.device:
-    """Where the model computes; perturbations live there too."""
-    module = getattr(model, "model", None)
-    parameters = getattr(module, "parameters", None)
-    first = None if parameters is None else next(iter(parameters()), None)
-    return torch.device("cpu") if first is None else first.device

@@ -5,6 +5,7 @@ import torch
 import workbench as wb
 from probes.activation_attacks import ActivationAttackConfig
 from probes.activation_attacks_bench import (
+    Report,
     make_bench,
     solve,
 )
@@ -48,5 +49,5 @@ def bench_of(model, n_rows=3, n_context=8, n_target=5, layer=0, free=None):
 
 def solved(bench, problems, descent=None):
     found = {}
-    solve(bench, problems, descent or Descent(steps=40), found.__setitem__)
+    solve(bench, problems, descent or Descent(steps=40), Report(found.__setitem__))
     return [found[problem] for problem in problems]
