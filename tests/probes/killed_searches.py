@@ -1,6 +1,6 @@
 """Searches that count their work and kill their own process (SIGKILL) at a given amount of it.
 
-    python -m tests.probes.killed_searches activations FOLDER 400
+python -m tests.probes.killed_searches activations FOLDER 400
 """
 
 import os
@@ -19,7 +19,13 @@ from workbench.store.pieces import Pieces
 
 KEY = "d" * 64
 ATTACK = ActivationAttackConfig(
-    n_attacked=(1, 2), steps=40, n_seeds=4, context=8, t_limit=12, positions="last", token_attack=False
+    n_attacked=(1, 2),
+    steps=40,
+    n_seeds=4,
+    context=8,
+    t_limit=12,
+    positions="last",
+    token_attack=False,
 )
 CONTROL = ReachabilityConfig(k_max=3, method="gradient", iterations=9, batch=6, candidates=4)
 STATES = [(0, 1, 2), (3, 3, 1), (5, 4, 6)]

@@ -49,7 +49,7 @@ class Pieces:
         kept = self._read(name)
         if kept is not None:
             return kept
-        part = {key: value.detach().cpu().contiguous() for key, value in compute().items()}
+        part = _own(compute())
         content = save(part)
         path = self._folder / f"{self._stem(name)}.{_short(content)}.safetensors"
         with explained("write", self._folder):
@@ -71,7 +71,7 @@ class Pieces:
         Raises:
             StoreError: The folder cannot be written.
         """
-        content = save({key: value.detach().cpu().contiguous() for key, value in part.items()})
+        content = save(_own(part))
         with explained("write", self._folder):
             path = self._folder / f"{self._stem(name)}.draft"
             replace_file(path, _short(content).encode() + content)
@@ -92,6 +92,14 @@ class Pieces:
 
     def _stem(self, name: str) -> str:
         return _short(f"{self._layout}\n{name}".encode())
+
+
+def _own(part: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Copies on the CPU, each with memory of its own: safetensors refuses tensors that share it."""
+    return {
+        name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, value in part.items()
+    }
 
 
 def _short(content: bytes) -> str:
