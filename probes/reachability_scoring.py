@@ -1,7 +1,8 @@
 """Next-token losses of many prompts, and the gradient that proposes tokens.
 
-Only the last position's logits are made. As many rows as the memory budget allows go through one
-forward pass; when even they do not fit, half as many do from then on. Numbers do not depend on it.
+Only the last position's logits are made, and of the last MLP only what they need. As many rows as the
+memory budget allows go through one forward pass, on a CPU no more than its cache can use; when even they
+do not fit, half as many do from then on. Numbers do not depend on it.
 """
 
 from collections.abc import Callable, Sequence
