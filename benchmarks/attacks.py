@@ -68,7 +68,7 @@ def attack_bench() -> Any:
 def batched(at_most: int | None, memory_mb: int = 1024) -> Work:
     from dataclasses import replace
 
-    from probes.activation_attacks_bench import Report, solve
+    from probes.activation_attacks_solve import Report, solve
 
     bench, problems, descent = attack_bench()
     bench = replace(bench, at_most=at_most, budget_bytes=memory_mb << 20)

@@ -9,9 +9,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from probes.activation_attacks_bench import Bench, Cell, Outcome, Problem, Report, solve
+from probes.activation_attacks_bench import Bench, Cell, Outcome, Problem
 from probes.activation_attacks_config import ActivationAttackConfig
 from probes.activation_attacks_replay import agrees_with_generation
+from probes.activation_attacks_solve import Report, solve
 from probes.activation_attacks_tokens import substitute
 from workbench.context import Context
 

@@ -8,7 +8,8 @@ from tests.models.agreement import LIBRARY_WARNINGS, through_bridge, through_nns
 from tests.zoo import FAMILIES, padded, random_tokens, tiny_model
 from toy_tasks.model import ToyModelConfig, make_model
 from workbench.errors import CapabilityError, ConfigError, DataError
-from workbench.interventions.base import AddVector, ZeroHeads
+from workbench.interventions.add_vector import AddVector
+from workbench.interventions.zero_heads import ZeroHeads
 from workbench.models.base import Site
 from workbench.models.toy import ToyAdapter
 

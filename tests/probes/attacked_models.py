@@ -4,15 +4,12 @@ import torch
 
 import workbench as wb
 from probes.activation_attacks import ActivationAttackConfig
-from probes.activation_attacks_bench import (
-    Report,
-    make_bench,
-    solve,
-)
+from probes.activation_attacks_bench import make_bench
 from probes.activation_attacks_cases import (
     draw_cases,
 )
 from probes.activation_attacks_optimise import Descent
+from probes.activation_attacks_solve import Report, solve
 from tests.zoo import tiny_model
 from toy_tasks.model import ToyModelConfig, make_model
 from workbench.context import Context

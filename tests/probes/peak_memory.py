@@ -15,16 +15,10 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import workbench as wb
-from probes.activation_attacks_bench import (
-    Cell,
-    Problem,
-    Report,
-    make_bench,
-    problems_at_once,
-    solve,
-)
+from probes.activation_attacks_bench import Cell, Problem, make_bench, problems_at_once
 from probes.activation_attacks_cases import Cases
 from probes.activation_attacks_optimise import Descent
+from probes.activation_attacks_solve import Report, solve
 from probes.reachability_problems import Problem as Pair
 from probes.reachability_problems import State
 from probes.reachability_results import ReachabilityConfig
