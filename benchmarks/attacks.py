@@ -3,36 +3,33 @@
 Each section has a table of peers. A peer is built once in a process of its own and then does the same
 work in every round; a round runs all peers in turn, so that drift of the machine hits all alike.
 Reported are medians of the rate, the ratio to the section's reference, and each process's own peak
-resident set beyond what it had with the model loaded. One JSON file a section.
+resident set beyond what it had with the model loaded.
 
     python benchmarks/attacks.py activations --rounds 3
 """
 
 import argparse
-import json
 import multiprocessing
-import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import version
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from attacks_candidates import search_peers, sweep_peers
+from attacks_candidates import BATCH, CANDIDATES, search_peers, sweep_peers
 from capture import forget_peak, memory_mb
+from record import OUT, Row, ratios, spread, versions_of, write_record
 
-OUT = Path(__file__).parent / "out"
-
-Work = Callable[[], float]
-"""Does the work once and returns how much was done, in the section's unit."""
+Work = Callable[[], tuple[float, float]]
+"""Does the work once and returns how much was done, in the section's unit; and with repeats counted."""
 
 
 @dataclass(frozen=True)
 class Section:
     """What is compared."""
 
+    name: str
     unit: str
     peers: dict[str, Callable[[], Work]]
     """By name, what builds a peer; the last one is the reference of the ratios."""
@@ -71,15 +68,16 @@ def attack_bench() -> Any:
 def batched(at_most: int | None, memory_mb: int = 1024) -> Work:
     from dataclasses import replace
 
-    from probes.activation_attacks_bench import solve
+    from probes.activation_attacks_solve import Report, solve
 
     bench, problems, descent = attack_bench()
     bench = replace(bench, at_most=at_most, budget_bytes=memory_mb << 20)
 
-    def run() -> float:
+    def run() -> tuple[float, float]:
         found: dict[Any, Any] = {}
-        solve(bench, problems, descent, found.__setitem__)
-        return sum(each.n_correct for each in found.values())
+        solve(bench, problems, descent, Report(found.__setitem__))
+        forced = sum(each.n_correct for each in found.values())
+        return forced, forced
 
     return run
 
@@ -118,27 +116,32 @@ def plain_loop() -> Work:
             hook.remove()
         return best
 
-    def run() -> float:
+    def run() -> tuple[float, float]:
         t = ATTACK["t"]
         pairs = zip(bench.cases.contexts, bench.cases.targets[:, :t], strict=True)
-        return sum(attack(context, target) for context, target in pairs)
+        forced = sum(attack(context, target) for context, target in pairs)
+        return forced, forced
 
     return run
 
 
 SECTIONS: dict[str, Section] = {
     "activations": Section(
-        "forced tokens",
+        "demo model, 16 contexts, 6 tokens each",
+        "tokens / s",
         {
-            "workbench: batched, prefix once, early exit and refill": lambda: batched(None),
-            "the same, 64 MB of working memory": lambda: batched(None, 64),
-            "the same, one at a time": lambda: batched(1),
-            "plain loop: hook and torch's Adam, one at a time": plain_loop,
+            "workbench": lambda: batched(None),
+            "workbench, memory_mb=16": lambda: batched(None, 16),
+            "workbench, one at a time": lambda: batched(1),
+            "plain loop": plain_loop,
         },
     ),
-    "candidates": Section("scored candidates", search_peers("demo")),
-    "candidates-wide": Section("scored candidates, 50,257 tokens", search_peers("wide")),
-    "sweep": Section("(target, token) pairs", sweep_peers()),
+    "demo": Section("demo model, k = 4, 6, 8, 10", "candidates / s", search_peers("demo")),
+    "stories": Section("stories260K, k = 4, 6, 8, 10", "candidates / s", search_peers("stories")),
+    "wide": Section(
+        "6 layers, d_model 192, GPT-2's vocabulary, k = 8", "candidates / s", search_peers("wide")
+    ),
+    "sweep": Section("demo model, k = 1, 75 targets of one state", "pairs / s", sweep_peers()),
 }
 
 
@@ -151,13 +154,13 @@ def serve(section: str, name: str, threads: int, pipe: Connection) -> None:
         run = SECTIONS[section].peers[name]()
         before = memory_mb("VmRSS")
         forget_peak()
-        pipe.send({"done": run(), "extra_mb": memory_mb("VmHWM") - before})
+        done, rows = run()
+        pipe.send({"done": done, "rows": rows, "extra_mb": memory_mb("VmHWM") - before})
         while pipe.recv() == "run":
             start, cpu = time.perf_counter(), time.process_time()
-            done = run()
+            run()
             pipe.send(
                 {
-                    "done": done,
                     "seconds": time.perf_counter() - start,
                     "cpu": time.process_time() - cpu,
                 }
@@ -189,24 +192,43 @@ def measure(section: str, rounds: int, threads: int) -> dict[str, Any]:
     return rows
 
 
-def summarise(rows: dict[str, Any]) -> None:
-    """Add rates and their ratio to the last peer's, round by round."""
-    reference = list(rows.values())[-1]
-    for row in rows.values():
-        if "error" in row or "error" in reference:
-            continue
-        row["per_second"] = row["done"] / statistics.median(row["seconds"])
-        pairs = zip(row["seconds"], reference["seconds"], strict=True)
-        ratios = [row["done"] / a / (reference["done"] / b) for a, b in pairs]
-        row["ratio"], row["ratio_min"], row["ratio_max"] = (
-            statistics.median(ratios),
-            min(ratios),
-            max(ratios),
+def rows_of(section: str, peers: dict[str, Any], threads: int) -> list[Row]:
+    """The section's rows; ratios are to its last peer, round by round."""
+    reference = list(peers.values())[-1]
+    return [_row(section, peer, found, reference, threads) for peer, found in peers.items()]
+
+
+def _row(
+    section: str, peer: str, found: dict[str, Any], reference: dict[str, Any], threads: int
+) -> Row:
+    about = {"name": SECTIONS[section].name, "peer": peer, "threads": threads}
+    if "nanogcg" in peer:
+        about["version"] = versions_of("nanogcg")["nanogcg"]
+    if "error" in found or "error" in reference:
+        return Row(**about, note=f"failed: {found.get('error', reference.get('error'))}")
+
+    def rates(one: dict[str, Any], time_of: str) -> list[float]:
+        return [one["done"] / spent for spent in one[time_of]]
+
+    cpu = ratios(rates(found, "cpu"), rates(reference, "cpu"))
+    note = f"by CPU time {cpu['ratio_least']:.1f}-{cpu['ratio_most']:.1f}"
+    if section == "activations":
+        note += f"; {found['done']:.0f} tokens forced"
+    repeats = found["rows"] / found["done"]
+    if repeats != 1 or reference["rows"] != reference["done"]:
+        by_rows = cpu["ratio"] * repeats / (reference["rows"] / reference["done"])
+        note += (
+            f"; {by_rows:.1f} by CPU time with repeats counted ({1 - 1 / repeats:.0%} of its rows)"
         )
-        cpu = zip(row["cpu"], reference["cpu"], strict=True)
-        row["cpu_ratio"] = statistics.median(
-            row["done"] / a / (reference["done"] / b) for a, b in cpu
-        )
+    return Row(
+        **about,
+        **spread(rates(found, "seconds")),
+        **ratios(rates(found, "seconds"), rates(reference, "seconds")),
+        unit=SECTIONS[section].unit,
+        cpu_ratio=cpu["ratio"],
+        peak_memory=found["extra_mb"],
+        note=note,
+    )
 
 
 def main() -> None:
@@ -216,29 +238,36 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("-o", "--output", type=Path, default=OUT)
     arguments = parser.parse_args()
-    arguments.output.mkdir(parents=True, exist_ok=True)
+    found: dict[str, list[Row]] = {"attacks_activations": [], "attacks_candidates": []}
     for name in arguments.sections:
-        rows = measure(name, arguments.rounds, arguments.threads)
-        summarise(rows)
-        report = {
-            "section": name,
-            "unit": SECTIONS[name].unit,
-            "rounds": arguments.rounds,
-            "threads": arguments.threads,
-            "versions": {package: version(package) for package in ("torch", "transformers")},
-            "peers": rows,
-        }
-        (arguments.output / f"attacks_{name}.json").write_text(json.dumps(report, indent=1))
-        print(f"\n{name}: {SECTIONS[name].unit} per second")
-        for peer, row in rows.items():
-            if "per_second" not in row:
-                print(f"  {peer:58s} failed: {row.get('error')}")
-                continue
-            spread = f"{row['ratio_min']:.1f}-{row['ratio_max']:.1f}"
-            print(
-                f"  {peer:58s} {row['per_second']:8.1f}  x{row['ratio']:.1f} ({spread}), CPU "
-                f"x{row['cpu_ratio']:.1f}  {row['done']:.0f} done, +{row['extra_mb']:.0f} MB"
-            )
+        peers = measure(name, arguments.rounds, arguments.threads)
+        record = "attacks_activations" if name == "activations" else "attacks_candidates"
+        found[record] += rows_of(name, peers, arguments.threads)
+        for row in found[record][-len(peers) :]:
+            rate = "" if row.median is None else f"{row.median:.1f} {row.unit}, x{row.ratio:.2f}"
+            print(f"{row.name}: {row.peer}: {rate}, CPU x{row.cpu_ratio}  {row.note}", flush=True)
+        _write(record, found[record], arguments)
+
+
+def _write(record: str, rows: list[Row], arguments: argparse.Namespace) -> None:
+    sections = [
+        name for name in arguments.sections if (name == "activations") == ("acti" in record)
+    ]
+    conditions = f"{arguments.rounds} interleaved rounds"
+    if record == "attacks_candidates":
+        conditions += (
+            f"; {CANDIDATES} candidates a position and {BATCH} proposals a step (as 128 and 768)"
+        )
+    write_record(
+        record,
+        rows,
+        command=f"python benchmarks/attacks.py {' '.join(sections)} --rounds {arguments.rounds}",
+        ratio_means="rate over the plain loop's, by wall time",
+        better="higher",
+        conditions=conditions,
+        packages=("torch", "transformers", "nanogcg"),
+        path=arguments.output / f"{record}.json",
+    )
 
 
 if __name__ == "__main__":

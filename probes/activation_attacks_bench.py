@@ -1,9 +1,8 @@
 """A model under attack: problems become batches, and what a batch reached is checked afresh."""
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -13,15 +12,18 @@ from torch import Tensor
 from probes.activation_attacks_cases import Cases
 from probes.activation_attacks_optimise import (
     NO_TARGET,
-    Descent,
     LogitsOf,
     Problems,
     Reached,
-    force_tokens,
     score,
 )
-from workbench.models.base import ModelAdapter, ModelSpec, Site
+from workbench.models.base import ModelAdapter, Site
+from workbench.models.inputs import device_of
+from workbench.models.memory import gradient_bytes, prefix_bytes, tell_over_budget
 from workbench.models.prefix import Prefix, continue_after, prefix_of
+
+N_STATES = 8
+"""Tensors as large as the perturbation that a problem in work needs: moments, best, gradient, steps."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ def make_bench(model: ModelAdapter, layer: int, cases: Cases, masks: dict[float,
     # The last target token is never read; a target may end where n_ctx does.
     tokens = torch.cat([cases.contexts, cases.targets[:, :-1]], dim=1)
     rows = [model.capture(row[None], [site])[site] for row in tokens]
-    device = _device(model)
+    device = device_of(model)
     masks = {share: mask.to(device) for share, mask in masks.items()}
     return Bench(model, layer, cases, torch.cat(rows).to(device), masks)
 
@@ -102,48 +104,6 @@ def perturbed(
     """Add a perturbation at some positions; the others keep every bit."""
     index = positions[..., None].expand(-1, -1, resid.shape[-1])
     return resid.scatter_add(1, index, perturbation)
-
-
-def solve(
-    bench: Bench,
-    problems: Sequence[Problem],
-    descent: Descent,
-    finished: Callable[[Problem, Outcome], None],
-    passed: Callable[[float], None] | None = None,
-) -> Bench:
-    """Attack all problems, those of similar length together.
-
-    Args:
-        bench: The model under attack.
-        problems: In any order.
-        descent: The search.
-        finished: Told about each problem as soon as it ends.
-        passed: Told the lowest loss in work after every pass.
-
-    Returns:
-        The bench, with smaller passes where memory did not suffice.
-    """
-    for group in similar_lengths(problems):
-        asked = _ask(bench, group)
-
-        at_once = problems_at_once(bench, group)
-        tell = partial(_tell, bench, group, finished)
-        left = force_tokens(_logits_of(bench, group), asked, descent, at_once, tell, passed=passed)
-        if left < at_once:
-            bench = replace(bench, at_most=left)
-    return bench
-
-
-def _tell(
-    bench: Bench,
-    group: list[Problem],
-    finished: Callable[[Problem, Outcome], None],
-    index: int,
-    reached: Reached,
-) -> None:
-    problem = group[index]
-    own = reached.perturbation[: len(problem.cell.positions)]
-    finished(problem, verify(bench, problem, reached._replace(perturbation=own)))
 
 
 def verify(bench: Bench, problem: Problem, reached: Reached) -> Outcome:
@@ -176,19 +136,19 @@ def similar_lengths(problems: Sequence[Problem]) -> list[list[Problem]]:
 
 
 def problems_at_once(bench: Bench, group: Sequence[Problem]) -> int:
-    """How many problems one pass may hold within the memory budget."""
-    first, n_target, _ = _extent(group)
-    n_pos = bench.n_context - first + n_target - 1
-    within = bench.budget_bytes // pass_bytes(bench.model.spec, n_pos, n_target)
-    return max(1, min(within, bench.at_most or len(group)))
+    """How many problems one pass may hold within the memory budget.
 
-
-def pass_bytes(spec: ModelSpec, n_pos: int, n_target: int) -> int:
-    """Bytes of one problem's forward and backward pass in float32, estimated from above."""
-    of_layer = 24 * spec.d_model + 6 * spec.d_mlp + 4 * spec.n_heads * n_pos
-    if not spec.n_heads:  # a scan keeps states: twice the width, times 16, some of each
-        of_layer += 200 * spec.d_model
-    return 4 * (n_pos * (spec.n_layers * of_layer + 8 * spec.d_model) + 5 * n_target * spec.d_vocab)
+    Counted are the pass forward and backward, the state of Adam, and the keys and values of what
+    stands before the first attacked position; not the model, and not what every run keeps anyway
+    (contexts, their residual stream, what was found).
+    """
+    spec = bench.model.spec
+    first, n_target, n_attacked = _extent(group)
+    one = gradient_bytes(spec, bench.n_context - first + n_target - 1, n_target, first)
+    one += N_STATES * 4 * n_attacked * spec.d_model
+    left = bench.budget_bytes - len(bench.cases.contexts) * prefix_bytes(spec, first)
+    tell_over_budget(one, left, f"an attack on {n_target} tokens")
+    return max(1, min(left // one, bench.at_most or len(group)))
 
 
 def _extent(group: Sequence[Problem]) -> tuple[int, int, int]:
@@ -200,7 +160,7 @@ def _extent(group: Sequence[Problem]) -> tuple[int, int, int]:
     )
 
 
-def _ask(bench: Bench, group: Sequence[Problem]) -> Problems:
+def ask(bench: Bench, group: Sequence[Problem]) -> Problems:
     _, n_target, n_attacked = _extent(group)
     device = bench.resid.device
     targets = torch.full((len(group), n_target), NO_TARGET)
@@ -211,7 +171,7 @@ def _ask(bench: Bench, group: Sequence[Problem]) -> Problems:
     return Problems(targets.to(device), free)
 
 
-def _logits_of(bench: Bench, group: Sequence[Problem]) -> LogitsOf:
+def logits_of_group(bench: Bench, group: Sequence[Problem]) -> LogitsOf:
     """The model from the first attacked position on; what lies before it is run once."""
     first, n_target, n_attacked = _extent(group)
     device = bench.resid.device
@@ -251,11 +211,3 @@ class _Selection:
         if self._whole is not None and asked != self._rows:
             self._rows, self._selected = asked, self._whole.select(rows)
         return self._selected
-
-
-def _device(model: ModelAdapter) -> torch.device:
-    """Where the model computes; perturbations live there too."""
-    module = getattr(model, "model", None)
-    parameters = getattr(module, "parameters", None)
-    first = None if parameters is None else next(iter(parameters()), None)
-    return torch.device("cpu") if first is None else first.device

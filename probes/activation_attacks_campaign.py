@@ -4,22 +4,22 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from probes.activation_attacks_bench import Bench, Cell, Outcome, Problem, solve
+from probes.activation_attacks_bench import Bench, Cell, Outcome, Problem
 from probes.activation_attacks_config import ActivationAttackConfig
 from probes.activation_attacks_replay import agrees_with_generation
+from probes.activation_attacks_solve import Report, solve
 from probes.activation_attacks_tokens import substitute
 from workbench.context import Context
 
 SHOW_EVERY = 0.5
 """Seconds between two lines while nothing ends."""
-
-
-class _NotYetError(Exception):
-    """A part that was not kept."""
+IN_WORK = "in work"
+"""Name of the note about problems that have not ended."""
 
 
 @dataclass
@@ -42,8 +42,13 @@ class Campaign:
         rows = range(self.config.n_seeds)
         problems = [Problem(cell, t, row) for cell, t in asked for row in rows]
         todo = [problem for problem in problems if not self._find(problem)]
-        descent = self.config.descent
-        self.bench = solve(self.bench, todo, descent, self._finished, self.standing.passed)
+        report = Report(
+            self._finished,
+            self.standing.passed,
+            partial(self.context.note, IN_WORK),
+            self.context.noted(IN_WORK) if todo else None,
+        )
+        self.bench = solve(self.bench, todo, self.config.descent, report)
         if self.config.check_generation:
             self._check(problems)
         return {
@@ -88,21 +93,12 @@ class Campaign:
         """Whether an outcome is known: of this run, or kept by one that was killed."""
         outcome = self.outcomes.get(problem)
         if outcome is None:
-            part = self._kept(problem.name)
+            part = self.context.kept(problem.name)
             if part is None:
                 return False
             outcome = _outcome(part)
         self._add(problem, outcome)
         return True
-
-    def _kept(self, name: str) -> dict[str, Tensor] | None:
-        def missing() -> dict[str, Tensor]:
-            raise _NotYetError
-
-        try:
-            return self.context.piece(name, missing)
-        except _NotYetError:
-            return None
 
     def _finished(self, problem: Problem, outcome: Outcome) -> None:
         self.context.piece(problem.name, lambda: _part(outcome))
@@ -116,9 +112,13 @@ class Campaign:
         size = self.bench.at_most or len(problems)
         for start in range(0, len(problems), size):
             part = problems[start : start + size]
-            outcomes = [self.outcomes[problem] for problem in part]
-            found = agrees_with_generation(self.bench, part, outcomes)
-            self.agrees.update(zip(part, found, strict=True))
+            names = ", ".join(problem.name for problem in part)
+            kept = self.context.piece(f"generated {names}", partial(self._generated, part))
+            self.agrees.update(zip(part, kept["agrees"].tolist(), strict=True))
+
+    def _generated(self, part: list[Problem]) -> dict[str, Tensor]:
+        outcomes = [self.outcomes[problem] for problem in part]
+        return {"agrees": torch.tensor(agrees_with_generation(self.bench, part, outcomes))}
 
 
 @dataclass

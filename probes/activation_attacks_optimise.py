@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from workbench.models.memory import is_out_of_memory
+
 BETAS = (0.9, 0.999)
 EPSILON = 1e-8
 """Adam's usual ones."""
@@ -59,10 +61,11 @@ class Reached(NamedTuple):
     n_steps: int
 
 
-class _Slots(NamedTuple):
+class Slots(NamedTuple):
     """The problems in work, one a row; every field's first axis is ``slot``."""
 
     problem: Tensor
+    """Index of the problem."""
     perturbation: Tensor
     mean: Tensor
     square: Tensor
@@ -70,6 +73,22 @@ class _Slots(NamedTuple):
     best: Tensor
     n_correct: Tensor
     loss: Tensor
+
+
+def _ignore(*_: object) -> None:
+    """Tell nobody."""
+
+
+@dataclass(frozen=True)
+class Listener:
+    """Who is told what while problems are in work."""
+
+    finished: Callable[[int, Reached], None]
+    """A problem has ended."""
+    passed: Callable[[float], None] = _ignore
+    """After every pass, with the lowest loss of the problems in work."""
+    standing: Callable[[Slots], None] = _ignore
+    """Where the problems in work stand, before more than one problem's steps would be lost."""
 
 
 class _Judged(NamedTuple):
@@ -85,9 +104,9 @@ def force_tokens(
     problems: Problems,
     descent: Descent,
     at_once: int,
-    finished: Callable[[int, Reached], None],
+    listener: Listener,
     *,
-    passed: Callable[[float], None] | None = None,
+    begun: Slots | None = None,
 ) -> int:
     """Search perturbations for all problems, so many at once; tell about each when it ends.
 
@@ -98,27 +117,32 @@ def force_tokens(
         logits_of: Differentiable in the perturbations.
         problems: All of them.
         descent: The search.
-        at_once: Problems of one pass.
-        finished: Called with a problem's index and what it reached, as soon as it ends.
-        passed: Called after every pass with the lowest loss of the problems in work.
+        at_once: Problems of one pass; of more than ``steps``, a kill can lose more than one problem.
+        listener: Told as soon as a problem ends, after every pass, and where the work stands.
+        begun: Problems to go on with, from a ``standing`` of before.
 
     Returns:
         Problems of one pass at the end: less than ``at_once`` where memory did not suffice.
     """
-    waiting = list(range(len(problems.targets)))
+    slots = _begin([], problems) if begun is None else begun
+    in_work = set(slots.problem.tolist())
+    waiting = [index for index in range(len(problems.targets)) if index not in in_work]
     n_target = (problems.targets != NO_TARGET).sum(dim=1)
-    slots = _begin([], problems)
+    unsaved = 0
     while waiting or len(slots.problem):
+        if unsaved + min(at_once, len(slots.problem) + len(waiting)) > descent.steps:
+            listener.standing(slots)
+            unsaved = 0
         room = max(0, at_once - len(slots.problem))
         slots = _join(slots, _begin(waiting[:room], problems))
         waiting = waiting[room:]
         judged, at_once = _judge_in_parts(logits_of, slots, problems, descent, at_once)
         slots = _keep_best(slots, judged)
-        if passed is not None:
-            passed(float(slots.loss.min()))
+        unsaved += len(slots.problem)
+        listener.passed(float(slots.loss.min()))
         ended = (slots.n_steps >= descent.steps) | (judged.n_correct == n_target[slots.problem])
         for row in ended.nonzero()[:, 0].tolist():
-            finished(int(slots.problem[row]), _reached(slots, row))
+            listener.finished(int(slots.problem[row]), _reached(slots, row))
         going = ~ended
         slots = _step(_rows(slots, going), judged.gradient[going], descent)
     return at_once
@@ -149,30 +173,25 @@ def project(
     return perturbation * (bound / length.clamp(min=bound))
 
 
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether torch says that memory did not suffice, on a GPU or on the CPU."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-
-
-def _begin(chosen: list[int], problems: Problems) -> _Slots:
+def _begin(chosen: list[int], problems: Problems) -> Slots:
     free = problems.free
     problem = torch.tensor(chosen, dtype=torch.long, device=free.device)
     nothing = free.new_zeros(len(chosen), *free.shape[1:])
     count = torch.zeros_like(problem)
     loss = free.new_full((len(chosen),), torch.inf)
-    return _Slots(problem, nothing, nothing, nothing, count, nothing, count - 1, loss)
+    return Slots(problem, nothing, nothing, nothing, count, nothing, count - 1, loss)
 
 
-def _join(first: _Slots, second: _Slots) -> _Slots:
-    return _Slots(*(torch.cat(pair) for pair in zip(first, second, strict=True)))
+def _join(first: Slots, second: Slots) -> Slots:
+    return Slots(*(torch.cat(pair) for pair in zip(first, second, strict=True)))
 
 
-def _rows(slots: _Slots, rows: Tensor) -> _Slots:
-    return _Slots(*(field[rows] for field in slots))
+def _rows(slots: Slots, rows: Tensor) -> Slots:
+    return Slots(*(field[rows] for field in slots))
 
 
 def _judge_in_parts(
-    logits_of: LogitsOf, slots: _Slots, problems: Problems, descent: Descent, at_once: int
+    logits_of: LogitsOf, slots: Slots, problems: Problems, descent: Descent, at_once: int
 ) -> tuple[_Judged, int]:
     while True:
         parts = torch.arange(len(slots.problem), device=slots.problem.device).split(at_once)
@@ -186,7 +205,7 @@ def _judge_in_parts(
         return _Judged(*(torch.cat(field) for field in zip(*judged, strict=True))), at_once
 
 
-def _judge(logits_of: LogitsOf, slots: _Slots, problems: Problems, descent: Descent) -> _Judged:
+def _judge(logits_of: LogitsOf, slots: Slots, problems: Problems, descent: Descent) -> _Judged:
     perturbation = slots.perturbation.detach().requires_grad_()
     free, targets = problems.free[slots.problem], problems.targets[slots.problem]
     logits = logits_of(perturbation * free, slots.problem)
@@ -195,7 +214,7 @@ def _judge(logits_of: LogitsOf, slots: _Slots, problems: Problems, descent: Desc
     return _Judged(gradient, loss.detach(), correct.sum(dim=1))
 
 
-def _keep_best(slots: _Slots, judged: _Judged) -> _Slots:
+def _keep_best(slots: Slots, judged: _Judged) -> Slots:
     """More tokens forced is better; among equals the lower loss."""
     ahead = judged.n_correct > slots.n_correct
     better = ahead | ((judged.n_correct == slots.n_correct) & (judged.loss < slots.loss))
@@ -206,12 +225,12 @@ def _keep_best(slots: _Slots, judged: _Judged) -> _Slots:
     )
 
 
-def _reached(slots: _Slots, row: int) -> Reached:
+def _reached(slots: Slots, row: int) -> Reached:
     best = slots.best[row].clone()
     return Reached(best, int(slots.n_correct[row]), float(slots.loss[row]), int(slots.n_steps[row]))
 
 
-def _step(slots: _Slots, gradient: Tensor, descent: Descent) -> _Slots:
+def _step(slots: Slots, gradient: Tensor, descent: Descent) -> Slots:
     """One step of Adam; a row that came later has its own count of steps."""
     n_steps = slots.n_steps + 1
     mean = BETAS[0] * slots.mean + (1 - BETAS[0]) * gradient

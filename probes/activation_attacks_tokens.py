@@ -12,9 +12,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from probes.activation_attacks_bench import Bench, pass_bytes
-from probes.activation_attacks_optimise import is_out_of_memory, score
+from probes.activation_attacks_bench import Bench
+from probes.activation_attacks_optimise import score
 from workbench.models.base import Site
+from workbench.models.memory import forward_bytes, is_out_of_memory
 
 MAX_SWEEPS = 20
 
@@ -88,7 +89,9 @@ def _try(
 ) -> tuple[Float[Tensor, " candidate"], Int[Tensor, " candidate"]]:
     """Loss and number of forced tokens of each context, in parts that fit the memory."""
     whole = torch.cat([contexts, target[:-1].expand(len(contexts), -1)], dim=1)
-    size = max(1, bench.budget_bytes // pass_bytes(bench.model.spec, whole.shape[1], len(target)))
+    size = max(
+        1, bench.budget_bytes // forward_bytes(bench.model.spec, whole.shape[1], len(target))
+    )
     while True:
         try:
             parts = [_score_part(bench, part, target) for part in whole.split(size)]

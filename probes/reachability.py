@@ -21,6 +21,7 @@ the sweep over the vocabulary, and intervals resample states.
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Int
@@ -71,7 +72,7 @@ def measure_reachability(
     _check(model, config, n_tokens)
     scorer = Scorer(model, config.memory_mb << 20, context.batch_size)
     problems = _problems(scorer, tokens, config, context)
-    base = context.piece("base", lambda: _base(scorer, problems))
+    base = _base(scorer, problems, context)
     search = Search(scorer, config, context, n_tokens, problems)
     attempts = search.run(base["solved"])
     return _result(model, problems, base, attempts, (config, context))
@@ -109,36 +110,40 @@ def _problems(
     elif config.targets == "uniform":
         pairs = uniform_pairs(len(states), n_usable_tokens(model), config, context)
     else:
-        best = context.piece("top", lambda: {"top": _top(model, states)})["top"]
+        best = [context.piece(f"top-{s.index}", partial(_top, model, s))["top"] for s in states]
         pairs = [(s, int(target)) for s, row in enumerate(best) for target in row]
     if not pairs:
         raise DataError("at least one pair of state and target is needed; the data has none")
     return [Problem(states[s], target, i) for i, (s, target) in enumerate(pairs)]
 
 
-def _top(model: ModelAdapter, states: list[State]) -> Int[Tensor, "state target"]:
-    """The model's most likely next tokens after each state."""
-    rows = [state.rows(torch.zeros(1, 0, dtype=torch.long)) for state in states]
-    n_top = min(N_TOP, model.spec.d_vocab)
-    return torch.cat([model.logits(row, last=1)[:, -1].topk(n_top).indices for row in rows])
+def _top(model: ModelAdapter, state: State) -> dict[str, Tensor]:
+    """The model's most likely next tokens after a state."""
+    row = state.rows(torch.zeros(1, 0, dtype=torch.long))
+    return {"top": model.logits(row, last=1)[0, -1].topk(min(N_TOP, model.spec.d_vocab)).indices}
 
 
-def _base(scorer: Scorer, problems: list[Problem]) -> dict[str, Tensor]:
-    """The k = 0 check: rank, loss and whether the target is the argmax already."""
-    empty = torch.zeros(1, 0, dtype=torch.long)
+def _base(scorer: Scorer, problems: list[Problem], context: Context) -> dict[str, Tensor]:
+    """The k = 0 check: rank, loss and whether the target is the argmax already; a piece a state."""
     by_state: dict[int, list[Problem]] = {}
     for problem in problems:
         by_state.setdefault(problem.state.index, []).append(problem)
     loss, rank = torch.zeros(len(problems)), torch.zeros(len(problems), dtype=torch.long)
-    for members in by_state.values():
-        targets = torch.tensor([problem.target for problem in members])
-        every = torch.arange(scorer.model.spec.d_vocab)
-        losses = scorer.sweep(members[0].state.rows(empty), every).loss[0]
+    for number, members in by_state.items():
+        found = context.piece(f"base-{number}", partial(_base_of_state, scorer, members))
         index = torch.tensor([problem.index for problem in members])
-        loss[index] = losses[targets]
-        # The target itself is counted by <=, so a rank of 0 is a strict argmax.
-        rank[index] = (losses[None] <= losses[targets, None]).sum(dim=1) - 1
+        loss[index], rank[index] = found["loss"], found["rank"]
     return {"loss": loss, "rank": rank, "solved": rank == 0}
+
+
+def _base_of_state(scorer: Scorer, members: list[Problem]) -> dict[str, Tensor]:
+    targets = torch.tensor([problem.target for problem in members])
+    every = torch.arange(scorer.model.spec.d_vocab)
+    row = members[0].state.rows(torch.zeros(1, 0, dtype=torch.long))
+    losses = scorer.sweep(row, every).loss[0]
+    # The target itself is counted by <=, so a rank of 0 is a strict argmax.
+    rank = (losses[None] <= losses[targets, None]).sum(dim=1) - 1
+    return {"loss": losses[targets], "rank": rank}
 
 
 @dataclass(frozen=True)

@@ -159,6 +159,33 @@ class Walk:
     best: Attempt | None = None
     seen: Int[Tensor, " n"] = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
     """Hashes of the controls that were scored."""
+    n_steps: int = 0
+    """Steps behind it; the first scores what it began with."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """As a note of where it stands."""
+        assert self.best is not None  # it has been scored
+        return {
+            **{f"best_{name}": value for name, value in self.best.tensors().items()},
+            "current": self.current,
+            "seen": self.seen,
+            "generator": self.generator.get_state(),
+            "n_steps": torch.tensor(self.n_steps),
+        }
+
+    def go_on(self, noted: dict[str, Tensor]) -> None:
+        """Stand where a note says."""
+        self.best = Attempt.of(
+            {name: noted[f"best_{name}"] for name in ("prompt", "loss", "solved")}
+        )
+        self.current, self.seen = noted["current"], noted["seen"]
+        self.generator.set_state(noted["generator"])
+        self.n_steps = int(noted["n_steps"])
+
+    def ended(self, iterations: int) -> bool:
+        """Whether it has succeeded or used its steps up."""
+        solved = self.best is not None and self.best.solved
+        return solved or self.n_steps > iterations
 
     def fresh(self, controls: Int[Tensor, "n k"]) -> Int[Tensor, "m k"]:
         """Those not scored before, each once, in their order; a random one if there is none."""
@@ -176,6 +203,7 @@ class Walk:
         self.current = attempt.prompt
         self.best = _better(self.best, attempt)
         self.seen = torch.cat([self.seen, _hashes(controls)])
+        self.n_steps += 1
 
 
 def propose(
@@ -208,7 +236,8 @@ def gradient_search(
     scorer: Scorer,
     walks: Sequence[Walk],
     config: ReachabilityConfig,
-    report: Callable[[Walk, int], None],
+    report: Callable[[Walk], None],
+    stepped: Callable[[Sequence[Walk]], None] = lambda _: None,
 ) -> None:
     """Search for controls of one length, for several problems at once.
 
@@ -216,30 +245,33 @@ def gradient_search(
         scorer: Of the model.
         walks: Each stops at its first success; what it found is in ``best``.
         config: Steps, candidates and batch.
-        report: Called with each walk that is done and after each step, with the step.
+        report: Called with each walk after each of its steps.
+        stepped: Called after all have made a step, with those that go on.
     """
-    controls = [walk.current[None] for walk in walks]
-    going = list(walks)
-    for step in range(config.iterations + 1):
+    going = [walk for walk in walks if not walk.ended(config.iterations)]
+    while going:
+        controls = _proposals(scorer, going, config)
         scores = score_controls(scorer, [walk.problem for walk in going], controls)
         for walk, tried, found in zip(going, controls, scores, strict=True):
             walk.update(tried, found)
-            report(walk, step)
-        going = [walk for walk in going if walk.best is None or not walk.best.solved]
-        if not going or step == config.iterations:
-            return
-        controls = _proposals(scorer, going, config)
+            report(walk)
+        going = [walk for walk in going if not walk.ended(config.iterations)]
+        stepped(going)
 
 
 def _proposals(
     scorer: Scorer, walks: Sequence[Walk], config: ReachabilityConfig
 ) -> list[Int[Tensor, "_ _"]]:
-    """New controls of every walk, from gradients taken together."""
-    found: dict[int, Tensor] = {}
+    """What every walk began with, or new controls, from gradients taken together."""
+    found = {i: walk.current[None] for i, walk in enumerate(walks) if not walk.n_steps}
     rows = [walk.problem.state.rows(walk.current[None]) for walk in walks]
     begins = [len(walk.problem.state.bos) for walk in walks]
     for shape in sorted({(row.shape[1], n_bos) for row, n_bos in zip(rows, begins, strict=True)}):
-        members = [i for i, row in enumerate(rows) if (row.shape[1], begins[i]) == shape]
+        members = [
+            i for i, row in enumerate(rows) if (row.shape[1], begins[i]) == shape and i not in found
+        ]
+        if not members:
+            continue
         targets = torch.tensor([walks[i].problem.target for i in members])
         where = slice(shape[1], shape[1] + len(walks[members[0]].current))
         batch = torch.cat([rows[i] for i in members])

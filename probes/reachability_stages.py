@@ -1,7 +1,10 @@
 """The order of a search: lengths one after another, every finished pair kept at once.
 
 All open pairs are tried at one length before any is at the next. What a pair's search of one length
-found is kept in the store as soon as it is there, so a killed run goes on from it.
+found is kept in the store as soon as it is there, so a killed run goes on from it. A sweep of the
+vocabulary that serves all targets of a state is one problem's work. Where a gradient search has several
+pairs in work, it notes where they stand before the steps since the last note are more than one pair's
+own: so a kill never costs more than the work of one pair at one length.
 """
 
 import time
@@ -28,8 +31,8 @@ MOST_TOGETHER = 16
 """Problems that are searched in the same forward passes, where they are small enough."""
 
 
-class _NotKeptError(Exception):
-    """Nothing is kept under a name."""
+IN_WORK = "in work"
+"""Name of the note about pairs that have not ended."""
 
 
 @dataclass(eq=False)
@@ -57,8 +60,7 @@ class Search:
             if whole:
                 self._by_state(still, k)
             else:
-                step = self._greedy if how == "greedy" else self._gradient
-                self._by_pair(still, k, how, step)
+                self._by_pair(still, k, self._greedy if how == "greedy" else self._gradient)
         self._meter.finish(self._n_solved())
         return self.attempts
 
@@ -96,8 +98,7 @@ class Search:
         self,
         still: Sequence[Problem],
         k: int,
-        how: str,
-        step: Callable[[Sequence[Problem], int], None],
+        search: Callable[[Sequence[Problem], int], None],
     ) -> None:
         waiting = []
         for problem in still:
@@ -106,46 +107,50 @@ class Search:
                 waiting.append(problem)
             else:
                 self._add(problem, kept)
-        size = self._together(waiting, k, how)
-        for start in range(0, len(waiting), size):
-            step(waiting[start : start + size], k)
+        if waiting:
+            search(waiting, k)
 
-    def _together(self, waiting: Sequence[Problem], k: int, how: str) -> int:
-        """Problems whose proposals fit into one forward pass."""
-        if not waiting:
-            return 1
-        n_pos = max(len(p.state.bos) + len(p.state.tokens) for p in waiting) + k
-        n_rows = self.config.batch
-        if how == "greedy":
-            n_rows = min(self.n_tokens, self.config.shortlist or self.n_tokens)
-        return max(1, min(MOST_TOGETHER, self.scorer.rows_at_once(n_pos) // n_rows))
+    def _greedy(self, waiting: Sequence[Problem], k: int) -> None:
+        for problem in waiting:
+            tail = self._best_before(problem)
+            how = (self.n_tokens, self.config.shortlist)
+            (found,) = greedy_step(self.scorer, [problem], [tail], *how)
+            self._keep(problem, k, found)
 
-    def _greedy(self, group: Sequence[Problem], k: int) -> None:
-        tails = [self._best_before(problem) for problem in group]
-        found = greedy_step(self.scorer, group, tails, self.n_tokens, self.config.shortlist)
-        for problem, attempt in zip(group, found, strict=True):
-            self._keep(problem, k, attempt)
+    def _gradient(self, waiting: Sequence[Problem], k: int) -> None:
+        iterations = self.config.iterations
+        noted = self.context.noted(IN_WORK) or {}
 
-    def _gradient(self, group: Sequence[Problem], k: int) -> None:
-        walks = [self._walk(problem, k) for problem in group]
-
-        def report(walk: Walk, step: int) -> None:
+        def report(walk: Walk) -> None:
             assert walk.best is not None  # it has been scored
-            self._meter.tell(f"step {step} of {self.config.iterations}", walk.best.loss)
-            if walk.best.solved:
+            self._meter.tell(f"step {walk.n_steps - 1} of {iterations}", walk.best.loss)
+            if walk.ended(iterations):
                 self._keep(walk.problem, k, walk.best)
 
-        gradient_search(self.scorer, walks, self.config, report)
-        for walk in walks:
-            if walk.best is not None and not walk.best.solved:
-                self._keep(walk.problem, k, walk.best)
+        size = self._together(waiting, k)
+        for start in range(0, len(waiting), size):
+            walks = [self._walk(problem, k, noted) for problem in waiting[start : start + size]]
+            notes = Notes(self.context, iterations + 1, k)
+            gradient_search(self.scorer, walks, self.config, report, notes.stepped)
 
-    def _walk(self, problem: Problem, k: int) -> Walk:
-        """Random tokens in front of the best control of the length before."""
+    def _together(self, waiting: Sequence[Problem], k: int) -> int:
+        """Problems whose proposals fit into one forward pass, and whose step is one's own work."""
+        n_pos = max(len(p.state.bos) + len(p.state.tokens) for p in waiting) + k
+        fitting = self.scorer.rows_at_once(n_pos) // self.config.batch
+        most = min(MOST_TOGETHER, self.config.iterations + 1, self.scorer.problems_at_once(n_pos))
+        return max(1, min(most, fitting))
+
+    def _walk(self, problem: Problem, k: int, noted: dict[str, Tensor]) -> Walk:
+        """Random tokens in front of the best control of the length before; or as noted."""
         generator = problem.generator(self.context.seed, k)
         tail = self._best_before(problem)
         drawn = torch.randint(self.n_tokens, (k - len(tail),), generator=generator)
-        return Walk(problem, torch.cat([drawn, tail]), generator, self.n_tokens)
+        walk = Walk(problem, torch.cat([drawn, tail]), generator, self.n_tokens)
+        start = f"{_name(problem, k)} "
+        own = {key.removeprefix(start): x for key, x in noted.items() if key.startswith(start)}
+        if own:
+            walk.go_on(own)
+        return walk
 
     def _best_before(self, problem: Problem) -> Int[Tensor, " length"]:
         tried = self.attempts[problem.index]
@@ -154,13 +159,8 @@ class Search:
     # What is kept
 
     def _kept(self, problem: Problem, k: int) -> Attempt | None:
-        def absent() -> dict[str, Tensor]:
-            raise _NotKeptError
-
-        try:
-            return Attempt.of(self.context.piece(_name(problem, k), absent))
-        except _NotKeptError:
-            return None
+        kept = self.context.kept(_name(problem, k))
+        return None if kept is None else Attempt.of(kept)
 
     def _keep(self, problem: Problem, k: int, attempt: Attempt) -> None:
         self.context.piece(_name(problem, k), attempt.tensors)
@@ -173,6 +173,29 @@ class Search:
 
 def _name(problem: Problem, k: int) -> str:
     return f"k{k}-pair-{problem.index}"
+
+
+@dataclass(eq=False)
+class Notes:
+    """Notes where walks stand, before the steps since the last note are more than one walk's own."""
+
+    context: Context
+    most: int
+    """Steps of one walk."""
+    k: int
+    _unsaved: int = 0
+
+    def stepped(self, going: Sequence[Walk]) -> None:
+        """All walks have made a step; ``going`` will make another."""
+        self._unsaved += len(going)
+        if len(going) > 1 and self._unsaved + len(going) > self.most:
+            parts = {
+                f"{_name(walk.problem, self.k)} {name}": value
+                for walk in going
+                for name, value in walk.tensors().items()
+            }
+            self.context.note(IN_WORK, parts)
+            self._unsaved = 0
 
 
 class Meter:

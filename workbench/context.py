@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Int
@@ -20,6 +20,23 @@ def _quiet(text: str) -> None:
 def _compute(name: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
     """Compute a part and keep nothing."""
     return compute()
+
+
+class _NotKeptError(Exception):
+    """Nothing is kept under a name."""
+
+
+@runtime_checkable
+class Drafts(Protocol):
+    """Where work that has not ended is noted, each note in the place of the last."""
+
+    def read_draft(self, name: str) -> dict[str, Tensor] | None:
+        """The last note under a name; None: there is none."""
+        ...
+
+    def write_draft(self, name: str, part: dict[str, Tensor]) -> None:
+        """Note where the work stands."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -54,6 +71,8 @@ class Context:
         default=_compute
     )
     """What ``piece`` does; with a store, ``workbench.store.pieces.Pieces.get_or_compute``."""
+    drafts: Drafts | None = None
+    """Where ``note`` writes; None: without a store, nowhere."""
 
     def piece(self, name: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         """One part of a long measurement; a killed run that goes on finds it done.
@@ -64,6 +83,29 @@ class Context:
             compute: Makes the part: small tensors by name, on any device.
         """
         return self.keep(name, compute)
+
+    def kept(self, name: str) -> dict[str, Tensor] | None:
+        """A part that is kept already; None: it is still to be made.
+
+        For searches of many problems at once: each is kept by itself (``piece``) when it ends.
+        """
+
+        def absent() -> dict[str, Tensor]:
+            raise _NotKeptError
+
+        try:
+            return self.piece(name, absent)
+        except _NotKeptError:
+            return None
+
+    def noted(self, name: str) -> dict[str, Tensor] | None:
+        """What was noted last of a part that has not ended."""
+        return None if self.drafts is None else self.drafts.read_draft(name)
+
+    def note(self, name: str, part: dict[str, Tensor]) -> None:
+        """Note where a part stands that takes long, so that a killed run need not begin it anew."""
+        if self.drafts is not None:
+            self.drafts.write_draft(name, part)
 
     def generator(self) -> torch.Generator:
         """A fresh generator with the run's seed."""

@@ -158,15 +158,18 @@ class _Job:
 
     def compute(self, pieces: "Pieces | None" = None) -> "Result":
         """Measure now; finished parts are kept in ``pieces``."""
+        from workbench.models.inputs import device_of
         from workbench.result import Result
 
         start = time.perf_counter()
-        measured = self._measure({} if pieces is None else {"keep": pieces.get_or_compute})
+        measured = self._measure(
+            {} if pieces is None else {"keep": pieces.get_or_compute, "drafts": pieces}
+        )
         provenance = {
             **self.identity,
             "prompts": self._describe_prompts(),
             "environment": environment(),
-            "device": str(getattr(self.model, "device", "cpu")),
+            "device": str(device_of(self.model)),
             "seconds": round(time.perf_counter() - start, 3),
         }
         result = Result.from_measurement(self.probe, measured, key=self.key, provenance=provenance)

@@ -44,7 +44,7 @@ def losses(model, controls, state, target):
 
 
 def search(model, control, state, target, *, steps, candidates, batch, seed=0):
-    """Search for one control; returns it and how many proposals were scored.
+    """Search for one control; returns it and the proposals of each step.
 
     Args:
         model: A causal language model of transformers.
@@ -57,7 +57,7 @@ def search(model, control, state, target, *, steps, candidates, batch, seed=0):
         seed: Of the proposals.
     """
     rng = random.Random(seed)
-    scored = 0
+    scored = []
     for _ in range(steps):
         best = (-gradient(model, control, state, target)).topk(candidates, dim=1).indices
         proposals = []
@@ -68,6 +68,6 @@ def search(model, control, state, target, *, steps, candidates, batch, seed=0):
             proposals.append(changed)
         proposals = torch.stack(proposals)
         loss = losses(model, proposals, state, target)
-        scored += len(proposals)
+        scored.append(proposals)
         control = proposals[loss.argmin()]
     return control, scored

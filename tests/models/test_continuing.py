@@ -87,6 +87,20 @@ def test_only_the_last_logits_are_made_when_asked(family):
     torch.testing.assert_close(model.logits(tokens, last=2), whole[:, -2:])
 
 
+@pytest.mark.parametrize("edited", [False, True], ids=["stock", "edited"])
+def test_the_last_mlp_reads_what_the_last_logits_need(edited):
+    model = wb.wrap(tiny_model("gpt2"))
+    resid = resid_pre(model, 0, random_tokens(2, N_POS))
+    seen = []
+    for block in model.model.transformer.h:
+        block.mlp.c_fc.register_forward_pre_hook(lambda module, args: seen.append(args[0].shape[1]))
+    with model.edit(*[ZeroHeads(((1, 0),))] * edited):
+        model.continue_from(0, resid, last=2)
+        assert seen == [N_POS, N_POS if edited else 2]  # an edit may look at the others
+        model.continue_from(0, resid)
+    assert seen[2:] == [N_POS, N_POS]
+
+
 @pytest.mark.parametrize("family", [*FAMILIES, "toy"])
 @pytest.mark.parametrize("edited", [False, True], ids=["stock", "edited"])
 def test_the_gradient_is_that_of_finite_differences(family, edited):

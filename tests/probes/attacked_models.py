@@ -4,14 +4,12 @@ import torch
 
 import workbench as wb
 from probes.activation_attacks import ActivationAttackConfig
-from probes.activation_attacks_bench import (
-    make_bench,
-    solve,
-)
+from probes.activation_attacks_bench import make_bench
 from probes.activation_attacks_cases import (
     draw_cases,
 )
 from probes.activation_attacks_optimise import Descent
+from probes.activation_attacks_solve import Report, solve
 from tests.zoo import tiny_model
 from toy_tasks.model import ToyModelConfig, make_model
 from workbench.context import Context
@@ -48,5 +46,5 @@ def bench_of(model, n_rows=3, n_context=8, n_target=5, layer=0, free=None):
 
 def solved(bench, problems, descent=None):
     found = {}
-    solve(bench, problems, descent or Descent(steps=40), found.__setitem__)
+    solve(bench, problems, descent or Descent(steps=40), Report(found.__setitem__))
     return [found[problem] for problem in problems]

@@ -8,10 +8,10 @@ import torch
 import workbench as wb
 from probes.activation_attacks import measure_activation_attacks
 from probes.activation_attacks_bench import (
+    N_STATES,
     Cell,
     Problem,
     make_bench,
-    pass_bytes,
     problems_at_once,
     similar_lengths,
 )
@@ -29,6 +29,7 @@ from tests.probes.attacked_models import MODELS, NO_DATA, bench_of, small, toy
 from tests.zoo import random_tokens, tiny_model
 from workbench.context import Context
 from workbench.errors import ConfigError, DataError
+from workbench.models.memory import gradient_bytes
 from workbench.store.pieces import Pieces
 
 pytestmark = [pytest.mark.filterwarnings(text) for text in LIBRARY_WARNINGS]
@@ -183,7 +184,7 @@ def test_it_says_where_it_stands():
 def test_passes_fit_the_budget():
     bench = bench_of(MODELS["gpt2"](), n_rows=3)
     group = [Problem(Cell((6,)), 4, row) for row in range(3)] * 40
-    one = pass_bytes(bench.model.spec, 8 + 4 - 1 - 6, 4)
+    one = gradient_bytes(bench.model.spec, 5, 4, 6) + 4 * N_STATES * 32
     for n in (1, 7, 50):
         tight = make_bench(bench.model, 0, bench.cases, bench.masks)
         object.__setattr__(tight, "budget_bytes", n * one + one // 2)
@@ -211,7 +212,7 @@ def test_the_estimate_of_a_pass_is_from_above(family):
     weights = {p.untyped_storage().data_ptr() for p in model.model.parameters()}
     needed = sum(size for place, size in kept.items() if place not in weights)
     loss.backward()
-    assert 0.1 < needed / (n * pass_bytes(model.spec, n_pos, n_target)) <= 1.0
+    assert 0.1 < needed / (n * gradient_bytes(model.spec, n_pos, n_target)) <= 1.0
 
 
 def test_out_of_memory_makes_smaller_passes(monkeypatch):

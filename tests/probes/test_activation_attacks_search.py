@@ -20,7 +20,7 @@ from workbench.models.base import Site
 from workbench.models.names import demo_folder
 from workbench.models.toy import ToyAdapter
 
-STORIES = Path("/work/shared/data/models/stories260K")
+STORIES = Path(__file__).parents[3] / "shared" / "data" / "models" / "stories260K"
 NAN = math.nan
 
 # Numbers worked by hand

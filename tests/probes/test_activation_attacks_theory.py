@@ -7,7 +7,14 @@ import pytest
 import torch
 from scipy.optimize import linprog
 
-from probes.activation_attacks_optimise import NO_TARGET, Descent, Problems, force_tokens, score
+from probes.activation_attacks_optimise import (
+    NO_TARGET,
+    Descent,
+    Listener,
+    Problems,
+    force_tokens,
+    score,
+)
 from probes.activation_attacks_scaling import fit, reached_half
 from probes.activation_attacks_theory import draw_readouts, feasible_share, linear_logits
 
@@ -22,7 +29,7 @@ def search(readout, targets, *, free=None, at_once=1000, descent=None):
         Problems(targets, free),
         descent or Descent(),
         at_once,
-        found.__setitem__,
+        Listener(found.__setitem__),
     )
     return [found[index] for index in range(n)]
 
@@ -187,7 +194,7 @@ def test_problems_end_early_and_are_told_at_once():
         Problems(targets, torch.ones(6, 1, 16)),
         Descent(),
         2,
-        lambda index, reached: told.append((index, len(passes), reached.n_steps)),
+        Listener(lambda index, reached: told.append((index, len(passes), reached.n_steps))),
     )
     assert max(passes) == 2
     assert sorted(index for index, _, _ in told) == list(range(6))
@@ -209,7 +216,7 @@ def test_out_of_memory_halves_the_passes_and_loses_nothing():
 
     found = {}
     free = torch.ones(8, 1, 8)
-    left = force_tokens(small, Problems(targets, free), Descent(), 8, found.__setitem__)
+    left = force_tokens(small, Problems(targets, free), Descent(), 8, Listener(found.__setitem__))
     assert left == 2
     assert max(sizes) == 2
     for index, wanted in enumerate(search(readout, targets)):
@@ -220,7 +227,7 @@ def test_out_of_memory_halves_the_passes_and_loses_nothing():
         raise RuntimeError("shapes do not fit")
 
     with pytest.raises(RuntimeError, match="do not fit"):
-        force_tokens(broken, Problems(targets, free), Descent(), 8, found.__setitem__)
+        force_tokens(broken, Problems(targets, free), Descent(), 8, Listener(found.__setitem__))
 
 
 @pytest.mark.parametrize(("norm", "bound"), [("l2", 0.3), ("linf", 0.1)])

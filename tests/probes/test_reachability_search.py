@@ -8,11 +8,12 @@ from hypothesis import strategies as st
 from probes.reachability import ReachabilityConfig, measure_reachability
 from probes.reachability_problems import Problem, State
 from probes.reachability_results import ReachabilityConfig as Config
-from probes.reachability_scoring import Scorer, bytes_per_row, token_gradients
+from probes.reachability_scoring import Scorer, token_gradients
 from probes.reachability_search import Attempt, Walk, best_attempt, propose
 from tests.probes.bag_model import BagModel, bag, reachable
 from workbench.context import Context
 from workbench.errors import ConfigError, EngineError
+from workbench.models.memory import forward_bytes
 
 NO_BOS = torch.zeros(0, dtype=torch.long)
 ROWS = torch.zeros(2, 3, dtype=torch.long)
@@ -282,7 +283,7 @@ def test_other_errors_of_a_forward_pass_are_not_swallowed():
 
 def test_the_budget_decides_how_many_rows_go_at_once():
     model = bag(8)
-    per_row = bytes_per_row(model.spec, 5)
+    per_row = forward_bytes(model.spec, 5)
     assert Scorer(model, 10 * per_row).rows_at_once(5) == 10
     assert Scorer(model, 10 * per_row, most_rows=4).rows_at_once(5) == 4
     assert Scorer(model, 10 * per_row).rows_at_once(20) < 10

@@ -99,13 +99,16 @@ def test_a_run_that_is_killed_goes_on_from_its_store(tmp_path):
 
 def counting(model, most=10**9):
     """A model that counts its scoring passes and is killed at one too many."""
-    model.n_calls, logits = 0, model.logits
+    model.n_calls = 0
 
-    def counted(tokens, *args, **options):
-        model.n_calls += 1
-        if model.n_calls > most:
-            raise KeyboardInterrupt
-        return logits(tokens, *args, **options)
+    def counted(run):
+        def call(*args, **options):
+            model.n_calls += 1
+            if model.n_calls > most:
+                raise KeyboardInterrupt
+            return run(*args, **options)
 
-    model.logits = counted
+        return call
+
+    model.logits, model.continue_from = counted(model.logits), counted(model.continue_from)
     return model

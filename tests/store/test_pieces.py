@@ -37,6 +37,36 @@ def test_a_part_is_made_once_and_comes_back_whole(tmp_path):
     again["x"].zero_()  # its own memory, not the file's
 
 
+def test_a_draft_holds_the_last_note_and_is_never_half_read(tmp_path):
+    pieces = Pieces(tmp_path, KEY)
+    context = Context(keep=pieces.get_or_compute, drafts=pieces)
+    assert context.noted("in work") is None
+    x = torch.arange(3)
+    for n in (1, 2):
+        context.note("in work", {"x": x, "view": x[1:], "n": torch.tensor(n)})  # memory in common
+    found = Context(drafts=Pieces(tmp_path, KEY)).noted("in work")
+    assert int(found["n"]) == 2
+    assert found["view"].tolist() == [1, 2]
+    assert Pieces(tmp_path, "b" * 64).read_draft("in work") is None
+    assert Pieces(tmp_path, KEY, "batch_size=2").read_draft("in work") is None
+    (file,) = (tmp_path / "pieces" / KEY).iterdir()
+    content = file.read_bytes()
+    for damaged in (content[:-1] + bytes([content[-1] ^ 1]), content[:-4], b""):
+        file.write_bytes(damaged)
+        assert context.noted("in work") is None
+    pieces.discard()
+    assert not file.exists()
+
+
+def test_what_is_kept_is_found_and_the_rest_is_not_made(tmp_path):
+    context = Context(keep=Pieces(tmp_path, KEY).get_or_compute)
+    assert context.kept("batch-0") is None
+    context.piece("batch-0", Counted())
+    assert int(context.kept("batch-0")["n"]) == 1
+    assert Context().kept("batch-0") is None
+    Context().note("in work", {})  # without a store, nowhere
+
+
 def test_parts_of_other_names_cuts_and_keys_are_not_taken(tmp_path):
     make = Counted()
     Pieces(tmp_path, KEY, "batch_size=2").get_or_compute("batch-0", make)

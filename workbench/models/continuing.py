@@ -68,6 +68,32 @@ def starting_at(
         yield
 
 
+@contextmanager
+def ending_at(mlp: nn.Module, last: int) -> Iterator[None]:
+    """Within the context, the last block's MLP reads the last positions only; the others get 0.
+
+    Nobody reads the others when only the last logits are made: nothing comes after this MLP but norms
+    and the unembedding, position by position. It is two thirds of the block.
+    """
+    left_out = 0
+
+    def cut(module: nn.Module, args: tuple[Any, ...]) -> Any:
+        nonlocal left_out
+        left_out = args[0].shape[1] - last
+        # Some MLPs flatten what they are given with a view.
+        return (args[0][:, -last:].contiguous(), *args[1:])
+
+    def pad(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        first = output[0] if isinstance(output, tuple) else output
+        whole = nn.functional.pad(first, (0, 0, left_out, 0))
+        return (whole, *output[1:]) if isinstance(output, tuple) else whole
+
+    with ExitStack() as stack:
+        stack.callback(mlp.register_forward_pre_hook(cut).remove)
+        stack.callback(mlp.register_forward_hook(pad).remove)
+        yield
+
+
 def _skip(hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
     return hidden_states
 

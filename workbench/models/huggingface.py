@@ -8,7 +8,7 @@ the model runs untouched; every hook is removed on every way out.
 import inspect
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -37,7 +37,7 @@ from workbench.models.base import (
     Reducers,
     Site,
 )
-from workbench.models.continuing import comes_later, prepare_residual, starting_at
+from workbench.models.continuing import comes_later, ending_at, prepare_residual, starting_at
 from workbench.models.families import Family, family_of, read_weight
 from workbench.models.generating import following_beams, uncompiled
 from workbench.models.inputs import Inputs, prepare_inputs
@@ -154,8 +154,15 @@ class HuggingFaceModel:
             torch.set_grad_enabled(resid.requires_grad),
             self._hooked({}, inputs, layer),
             starting_at(self._blocks, layer, resid),
+            self._ending(last, resid.shape[1]),
         ):
             return self._logits(inputs, last, prefix).float().to(resid.device)
+
+    def _ending(self, last: int | None, n_pos: int) -> AbstractContextManager[None]:
+        """Leave out of the last MLP what nobody reads; an edit might."""
+        if last is None or last >= n_pos or self.interventions or self.family.mlp is None:
+            return nullcontext()
+        return ending_at(self._blocks[-1].get_submodule(self.family.mlp), last)
 
     def prefix(self, tokens: Int[Tensor, "batch pos"]) -> Prefix:
         """Keys and values of the first tokens of some prompts, for ``continue_from``.

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from workbench.errors import DataError
-from workbench.models.base import ModelSpec
+from workbench.models.base import ModelAdapter, ModelSpec
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,13 @@ class Inputs:
         if mask is None or bool(mask[:, 0].all()):
             return None
         return mask.argmax(dim=1)
+
+
+def device_of(model: ModelAdapter) -> torch.device:
+    """Where a model's first weights lie; the CPU for one without."""
+    network = getattr(model, "model", None)
+    first = next(network.parameters(), None) if isinstance(network, torch.nn.Module) else None
+    return torch.device("cpu") if first is None else first.device
 
 
 def prepare_inputs(

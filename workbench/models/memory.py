@@ -1,9 +1,11 @@
-"""Tells what whole patterns will cost before they are made."""
+"""What forward and backward passes cost in memory, and what is told before it is spent."""
 
 import logging
 import os
 from collections.abc import Mapping
 from typing import Any
+
+import torch
 
 from workbench.attention.streaming import PatternStatistic
 from workbench.errors import ConfigError
@@ -13,6 +15,68 @@ from workbench.models.inputs import Inputs
 logger = logging.getLogger("workbench")
 
 _TELL_BYTES = 256 << 20
+ROOM = 1.25
+"""Of a pass: what the allocator keeps between tensors of changing sizes, and the small change."""
+_STATE_FACTOR = 200
+"""A scan keeps states: twice the width, times 16, some of each."""
+
+
+def forward_bytes(spec: ModelSpec, n_pos: int, n_logits: int = 1, n_prefix: int = 0) -> int:
+    """Bytes of one row of a forward pass without gradient, float32, estimated from above.
+
+    Args:
+        spec: Of the model.
+        n_pos: Positions of the row that are run.
+        n_logits: Positions whose logits are made.
+        n_prefix: Positions before them whose keys and values are at hand.
+    """
+    # One block's activations at a time, but the keys and values of all.
+    per_pos = 16 * spec.d_model + 4 * spec.d_mlp + 4 * spec.n_heads * (n_prefix + n_pos)
+    if not spec.n_heads:
+        per_pos += _STATE_FACTOR * spec.d_model
+    floats = (
+        n_pos * per_pos + (2 * n_prefix + n_pos) * _kept_keys(spec) + 4 * n_logits * spec.d_vocab
+    )
+    return int(ROOM * 4 * floats)
+
+
+def gradient_bytes(spec: ModelSpec, n_pos: int, n_logits: int = 1, n_prefix: int = 0) -> int:
+    """The same for a pass forward and backward; arguments as of ``forward_bytes``."""
+    of_layer = 24 * spec.d_model + 6 * spec.d_mlp + 4 * spec.n_heads * (n_prefix + n_pos)
+    if not spec.n_heads:
+        of_layer += _STATE_FACTOR * spec.d_model
+    per_pos = spec.n_layers * of_layer + 8 * spec.d_model
+    floats = n_pos * per_pos + 3 * n_prefix * _kept_keys(spec) + 5 * n_logits * spec.d_vocab
+    return 4 * floats
+
+
+def prefix_bytes(spec: ModelSpec, n_pos: int) -> int:
+    """Bytes of the keys and values of one row, all layers, float32."""
+    return 4 * n_pos * _kept_keys(spec)
+
+
+def _kept_keys(spec: ModelSpec) -> int:
+    return 2 * spec.n_layers * spec.n_kv_heads * spec.d_head
+
+
+def tell_over_budget(needed: int, budget: int, what: str) -> None:
+    """Warn that even the smallest pass is larger than the budget; it is then made alone."""
+    if needed > budget:
+        logger.warning(
+            "%s needs about %.0f MB, more than memory_mb allows (%.0f MB); it is run alone; raise "
+            "memory_mb, or shorten prompts and targets",
+            what,
+            needed / 2**20,
+            budget / 2**20,
+        )
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether an accelerator or the CPU's allocator said that there is no memory left."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    text = str(error).lower()
+    return "out of memory" in text or "not enough memory" in text or "allocate memory" in text
 
 
 def pattern_bytes(spec: ModelSpec, batch: int, pos: int, n_sites: int = 1) -> int:

@@ -1,6 +1,7 @@
 """Finished parts of a long measurement, kept until its result is published.
 
     <store>/pieces/<key>/<hash of the part's name>.<hash of its content>.safetensors
+    <store>/pieces/<key>/<hash of the part's name>.draft       of a part that is under way, the last only
 
 A killed run that is started again finds the parts it had finished. A part that does not hold what
 its name says is computed again.
@@ -48,13 +49,33 @@ class Pieces:
         kept = self._read(name)
         if kept is not None:
             return kept
-        part = {key: value.detach().cpu().contiguous() for key, value in compute().items()}
+        part = _own(compute())
         content = save(part)
         path = self._folder / f"{self._stem(name)}.{_short(content)}.safetensors"
         with explained("write", self._folder):
             replace_file(path, content)
         fault("after-piece")
         return part
+
+    def read_draft(self, name: str) -> dict[str, Tensor] | None:
+        """What was written last about a part under way; None: nothing, or it is damaged."""
+        path = self._folder / f"{self._stem(name)}.draft"
+        with explained("read", self._folder):
+            found = path.read_bytes() if path.is_file() else b""
+        digest, content = found[:SHORT_HASH], found[SHORT_HASH:]
+        return _parse(content) if digest == _short(content).encode() else None
+
+    def write_draft(self, name: str, part: dict[str, Tensor]) -> None:
+        """Note where a part stands, in the place of what was noted before.
+
+        Raises:
+            StoreError: The folder cannot be written.
+        """
+        content = save(_own(part))
+        with explained("write", self._folder):
+            path = self._folder / f"{self._stem(name)}.draft"
+            replace_file(path, _short(content).encode() + content)
+        fault("after-draft")
 
     def discard(self) -> None:
         """Forget every part: the result is published, or is to be measured afresh."""
@@ -71,6 +92,14 @@ class Pieces:
 
     def _stem(self, name: str) -> str:
         return _short(f"{self._layout}\n{name}".encode())
+
+
+def _own(part: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Copies on the CPU, each with memory of its own: safetensors refuses tensors that share it."""
+    return {
+        name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, value in part.items()
+    }
 
 
 def _short(content: bytes) -> str:

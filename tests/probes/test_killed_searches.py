@@ -1,0 +1,28 @@
+"""A search that is killed (SIGKILL) in the middle of a batch does at most one problem's work again."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.probes.killed_searches import KEY, ONE_PROBLEM, SEARCHES
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("search", list(SEARCHES))
+def test_a_kill_in_the_middle_of_a_batch_costs_at_most_one_problem(search, tmp_path):
+    expected, whole = SEARCHES[search](None, 10**9)
+    assert whole.widest > 3  # problems in one pass, or rows of as many
+    for share in (0.3, 0.8):
+        folder, killed_at = tmp_path / str(share), int(share * whole.done)
+        command = [sys.executable, "-m", "tests.probes.killed_searches", search]
+        killed = subprocess.run([*command, folder, str(killed_at)], cwd=ROOT, check=False)
+        assert killed.returncode == -signal.SIGKILL
+        assert list((folder / "pieces" / KEY).glob("*.draft"))
+        found, rest = SEARCHES[search](folder, 10**9)
+        torch.testing.assert_close(found, expected, equal_nan=True)
+        assert killed_at + rest.done - whole.done <= ONE_PROBLEM[search]

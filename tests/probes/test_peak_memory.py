@@ -1,0 +1,28 @@
+"""Searches stay under the memory that they are allowed, as the system counts it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.probes.peak_memory import BUDGETS_MB
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists(),
+    reason="only Linux tells the peak of a part of a run",
+)
+def test_peak_memory_stays_under_the_budget():
+    command = [sys.executable, "-m", "tests.probes.peak_memory"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout.splitlines()[-1])
+    for name, budgets in BUDGETS_MB.items():
+        peaks, at_once = zip(*found[name], strict=True)
+        assert all(peak <= budget for peak, budget in zip(peaks, budgets, strict=True)), found
+        # The smaller budgets bind: without them it would be more, in more rows at once.
+        assert peaks[2] > budgets[1] > budgets[0], found
+        assert at_once[0] < at_once[1] < at_once[2], found
