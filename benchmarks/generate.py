@@ -13,11 +13,8 @@ the same edit must agree in their first logits and in every token before anythin
 import argparse
 import copy
 import functools
-import json
 import multiprocessing
-import platform
 import resource
-import statistics
 import time
 from collections.abc import Callable
 from importlib.metadata import version
@@ -25,9 +22,9 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from record import OUT, Row, ratios, read_record, spread, write_record
 from reference import eager_zerotuning
 
-OUT = Path(__file__).parent / "out" / "generate.json"
 GAMMA = 2.0
 WHOLE, THIRD = {"n_layer": 12, "vocab_size": 50257}, {"n_layer": 4, "vocab_size": 8192}
 CASES: dict[str, dict[str, Any]] = {
@@ -283,40 +280,46 @@ def rows_of(
     shape: str,
     threads: int,
     memory: dict[str, float],
-) -> list[dict[str, Any]]:
+) -> list[Row]:
     """Tokens per second of the whole and of decoding alone, and their ratios to stock, round by round."""
     rows = []
     n_tokens = case["batch"] * case["n_new"]
     for name, found in rounds.items():
         for part, per_run in (("whole", n_tokens), ("decode", case["batch"])):
             speeds = [per_run / each[f"{part}_wall"] for each in found]
-            ratios = {
-                kind: [
-                    stock[f"{part}_{kind}"] / each[f"{part}_{kind}"]
-                    for stock, each in zip(rounds["stock"], found, strict=True)
-                ]
-                for kind in ("wall", "cpu")
-            }
-            peer = PEERS.get(name)
+            # CPU time, which other work on the machine disturbs less.
+            cpu, wall = (
+                ratios(
+                    [each[f"{part}_{kind}"] for each in rounds["stock"]],
+                    [each[f"{part}_{kind}"] for each in found],
+                )
+                for kind in ("cpu", "wall")
+            )
             rows.append(
-                {
-                    "name": f"{name}, {part}",
-                    "peer": peer or ("transformers" if name in ("stock", SAME_EDIT[1]) else ""),
-                    "version": version(peer or "transformers"),
-                    "shape": shape,
-                    "threads": threads,
-                    "median": statistics.median(speeds),
-                    "least": min(speeds),
-                    "most": max(speeds),
-                    "unit": "tokens/s",
-                    "ratio": statistics.median(ratios["cpu"]),
-                    "ratio_range": [min(ratios["cpu"]), max(ratios["cpu"])],
-                    "ratio_wall": statistics.median(ratios["wall"]),
-                    "peak_memory": memory.get(name),
-                    "note": "ratio: CPU time of stock over this; peak_memory: MiB of the whole process",
-                }
+                Row(
+                    **identity(name, part, shape),
+                    threads=threads,
+                    unit="tokens / s",
+                    **spread(speeds),
+                    **cpu,
+                    peak_memory=memory.get(name),
+                    limit=1.0,
+                    distance=1.0 / cpu["ratio"],
+                    note=f"by wall time {wall['ratio']:.2f}",
+                )
             )
     return rows
+
+
+def identity(method: str, part: str, shape: str) -> dict[str, Any]:
+    """Which row it is; methods that make one edit share a name, and are compared."""
+    outside = PEERS.get(method) or ("transformers" if method in ("stock", SAME_EDIT[1]) else None)
+    edit = "no edit" if method == "stock" else SAME_EDIT[0] if method in SAME_EDIT else method
+    return {
+        "name": f"{part}, {edit}; {shape}",
+        "peer": method if outside else f"workbench, {method}",
+        "version": version(outside) if outside else None,
+    }
 
 
 def main() -> None:
@@ -326,7 +329,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
     parser.add_argument("--memory", action="store_true", help="peak memory too, one process each")
-    parser.add_argument("-o", "--output", type=Path, default=OUT)
+    parser.add_argument("-o", "--output", type=Path, default=OUT / "generate.json")
     arguments = parser.parse_args()
     if "stock" not in arguments.methods:
         parser.error("--methods must have stock, to which the others are compared")
@@ -336,24 +339,23 @@ def main() -> None:
     agree(rounds)
     memory = peaks(arguments, case) if arguments.memory else {}
     rows = rows_of(rounds, case, shape, arguments.threads, memory)
-    report = {
-        "benchmark": "generate",
-        "machine": platform.processor() or platform.machine(),
-        "rows": [],
-    }
-    if arguments.output.is_file():
-        report = json.loads(arguments.output.read_text())
-    report["versions"] = {name: version(name) for name in ("torch", "transformers")}
-    report["rows"] = [row for row in report["rows"] if row["shape"] != shape] + rows
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps(report, indent=1))
+    kept = read_record(arguments.output)["rows"] if arguments.output.is_file() else []
+    write_record(
+        "generate",
+        [row for row in kept if not row.name.endswith(f"; {shape}")] + rows,
+        command=f"python benchmarks/generate.py --case {arguments.case}",
+        ratio_means="tokens a CPU second over those of stock `generate`, which is the limit",
+        better="higher",
+        conditions=f"{arguments.rounds} rounds in turn; peak memory is that of the whole process",
+        packages=("torch", "transformers", "transformer-lens", "nnsight"),
+        path=arguments.output,
+    )
     print(f"{shape}, {arguments.threads} thread(s), {arguments.rounds} rounds")
     for row in rows:
-        low, high = row["ratio_range"]
         print(
-            f"  {row['name']:32s} {row['median']:8.1f} tokens/s [{row['least']:.1f}, {row['most']:.1f}], "
-            f"x{row['ratio']:.3f} of stock in CPU time [{low:.3f}, {high:.3f}], x{row['ratio_wall']:.3f} wall"
-            + (f", {row['peak_memory']:.0f} MiB" if row["peak_memory"] else ""),
+            f"  {row.name} {row.peer:32s} {row.median:8.1f} tokens/s [{row.least:.1f}, {row.most:.1f}], "
+            f"x{row.ratio:.3f} of stock in CPU time [{row.ratio_least:.3f}, {row.ratio_most:.3f}], {row.note}"
+            + (f", {row.peak_memory:.0f} MiB" if row.peak_memory else ""),
             flush=True,
         )
 

@@ -20,7 +20,14 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "Measure": ("probes/",),
     "Toys": ("toys/", "toy_results.md", "bigram_backcopy.md", "scan_snap.md"),
     "Edit": ("interventions.md", "interventions/"),
-    "Run": ("sweeps.md", "scaling.md", "dashboard.md", "reliability.md", "security.md"),
+    "Run": (
+        "sweeps.md",
+        "scaling.md",
+        "dashboard.md",
+        "reliability.md",
+        "security.md",
+        "dependencies.md",
+    ),
     "Reference": ("commands.md", "settings.md", "writing_a_probe.md"),
     "Evidence": ("benchmarks.md", "agreement.md", "demo_model.md", "log.md"),
 }
@@ -57,8 +64,18 @@ def generated_pages() -> dict[str, str]:
     )
     security = ROOT / "SECURITY.md"
     if security.is_file():
-        pages["security.md"] = security.read_text(encoding="utf-8").replace("](docs/", "](")
+        pages["security.md"] = from_the_root(security.read_text(encoding="utf-8"))
     return pages
+
+
+def from_the_root(text: str) -> str:
+    """A page of the repository's root as one of the site; a link to a page that is not there stays text."""
+
+    def link(found: re.Match[str]) -> str:
+        words, path = found.groups()
+        return f"[{words}]({path})" if (ROOT / "docs" / path).is_file() else words
+
+    return re.sub(r"\[([^\]]+)\]\(docs/([^)]+)\)", link, text)
 
 
 def with_code(path: str, text: str) -> str:
