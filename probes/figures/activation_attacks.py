@@ -10,7 +10,7 @@ from torch import Tensor
 from probes.activation_attacks_results import ActivationAttackResult
 from probes.activation_attacks_scaling import fit, interval
 from probes.figures.lines import line_style
-from probes.figures.theme import BAND, FAINT, SEQUENTIAL, SERIES, log_axis, titled
+from probes.figures.theme import BAND, FAINT, SEQUENTIAL, SERIES, log_axis, plain, titled
 
 PAPER_CHI = (16.0, 25.0)
 """Over two orders of magnitude of model size, from the paper's abstract."""
@@ -68,9 +68,7 @@ def figure_success(result: ActivationAttackResult) -> go.Figure:
             "cmin": 0.0,
             "cmax": 1.0,
             "colorscale": SEQUENTIAL,
-            "colorbar": {
-                "title": {"text": f"success ({_unit(result)})", "side": "right", "font_size": 13}
-            },
+            "colorbar": {"title": {"text": f"success ({_unit(result)})"}},
             "line": {"color": FAINT, "width": 1},
         },
         customdata=np.stack([success[a, t], _numpy(result.accuracy.nanmean(-1))[a, t]], axis=-1),
@@ -95,7 +93,14 @@ def figure_scaling(result: ActivationAttackResult) -> go.Figure:
     ends = np.array([a.min(), a.max()])
     figure = go.Figure(
         [
-            go.Scatter(x=ends, y=low * ends, mode="lines", line_width=0, showlegend=False),
+            go.Scatter(
+                x=ends,
+                y=low * ends,
+                mode="lines",
+                line_width=0,
+                showlegend=False,
+                hoverinfo="skip",
+            ),
             go.Scatter(
                 x=ends,
                 y=high * ends,
@@ -103,6 +108,7 @@ def figure_scaling(result: ActivationAttackResult) -> go.Figure:
                 line_width=0,
                 fill="tonexty",
                 fillcolor=BAND,
+                hoverinfo="skip",
                 name=f"95 % of resampled seeds: {low:.2g} to {high:.2g}",
             ),
             go.Scatter(
@@ -160,7 +166,7 @@ def figure_chi(results: Mapping[str, ActivationAttackResult]) -> go.Figure:
         value, low, high = (np.array(column) for column in zip(*(c for _, c in rows), strict=True))
         figure.add_trace(
             go.Scatter(
-                x=[name for name, _ in rows],
+                x=[plain(name) for name, _ in rows],
                 y=value,
                 error_y={"array": high - value, "arrayminus": value - low, "thickness": 1.5},
                 mode="markers",
@@ -170,7 +176,7 @@ def figure_chi(results: Mapping[str, ActivationAttackResult]) -> go.Figure:
             )
         )
     figure.update_yaxes(title="chi (bits in per bit out)", rangemode="tozero")
-    figure.update_xaxes(title="model", type="category")
+    figure.update_xaxes(title="model (name)", type="category")
     figure.update_layout(height=400 + LINE_PX * len(results))
     bits = sorted({result.config.bits for result in results.values()})
     titled(
@@ -178,7 +184,7 @@ def figure_chi(results: Mapping[str, ActivationAttackResult]) -> go.Figure:
         "Attack resistance",
         f"chi = d_model p / (kappa log2 d_vocab) with p = {', '.join(map(str, bits))} bits a number; of "
         "tokens 1 / kappa; bars: 95 % of resampled seeds",
-        "<br>".join(f"{name}: {_n(result)}" for name, result in results.items()),
+        "<br>".join(f"{plain(name)}: {_n(result)}" for name, result in results.items()),
     )
     return figure.update_layout(margin_t=figure.layout.margin.t + LINE_PX * (len(results) - 1))
 
@@ -258,7 +264,7 @@ def _limit_line(result: ActivationAttackResult) -> go.Scatter:
 def _axes(figure: go.Figure, result: ActivationAttackResult, y: np.ndarray) -> None:
     a = _numpy(result.n_attacked)
     figure.update_xaxes(
-        title="attacked positions a", type="log", tickvals=a, ticktext=a.astype(str)
+        title="attacked positions a (tokens)", type="log", tickvals=a, ticktext=a.astype(str)
     )
     figure.update_yaxes(title="target length t (tokens)", **log_axis(y.astype(float)))
     figure.update_layout(height=460)

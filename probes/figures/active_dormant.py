@@ -12,7 +12,7 @@ from probes.figures.active_dormant_emergence import figure_emergence
 from probes.figures.active_dormant_heads import figure_head
 from probes.figures.heatmap import HeadNumbers, layer_head_heatmap
 from probes.figures.lines import line_style
-from probes.figures.theme import DASHES, INK, SERIES, head_name, log_axis, tick_step, titled
+from probes.figures.theme import DASHES, INK, SERIES, head_name, log_axis, plain, tick_step, titled
 
 MAX_PAIRS = 3
 """Pairs of domains that get a figure of their own."""
@@ -68,7 +68,7 @@ def figure_domains(result: ActiveDormantResult, a: int = 0, b: int = 1) -> go.Fi
         a: Index of the domain on the x axis.
         b: Of the one on the y axis.
     """
-    names, config = result.labels["domain"], result.config
+    names, config = _domains(result), result.config
     missed = _numpy(result.ablation_loss[[a, b]])
     size = marker_sizes(missed.max(axis=0))
     figure = go.Figure()
@@ -92,7 +92,12 @@ def figure_domains(result: ActiveDormantResult, a: int = 0, b: int = 1) -> go.Fi
         )
     bound = config.sink_threshold
     figure.add_scatter(
-        x=[0, 1], y=[0, 1], mode="lines", name="equal", line=line_style(INK, "dot", 1)
+        x=[0, 1],
+        y=[0, 1],
+        mode="lines",
+        name="equal",
+        line=line_style(INK, "dot", 1),
+        hoverinfo="skip",
     )
     figure.add_scatter(
         x=[bound, bound, None, -0.03, 1.03],
@@ -110,7 +115,7 @@ def figure_domains(result: ActiveDormantResult, a: int = 0, b: int = 1) -> go.Fi
         "sink attention: mean attention of queries n >= 2 to the first token; area: loss added by "
         "zeroing the head, in the domain where it is larger; dormant: above the threshold and at most "
         f"{config.loss_threshold:g} nats per token, domains apart only where q <= {config.fdr:g}",
-        _n_text(result),
+        plain(_n_text(result)),
     )
 
 
@@ -149,7 +154,7 @@ def figure_difference(result: ActiveDormantResult, a: int = 0, b: int = 1) -> go
         a: Index of the domain that is taken from.
         b: Of the one that is subtracted.
     """
-    names = result.labels["domain"]
+    names = _domains(result)
     sink, loss = _numpy(result.sink_attention), _numpy(result.ablation_loss)
     figure = layer_head_heatmap(
         HeadNumbers(f"sink attention, {names[a]} - {names[b]}", sink[a] - sink[b]),
@@ -179,7 +184,7 @@ def figure_difference(result: ActiveDormantResult, a: int = 0, b: int = 1) -> go
         f"Where heads sink more in {names[a]} than in {names[b]}",
         "difference of mean attention to the first token; permutation test over prompts, "
         "false-discovery rate over heads",
-        _n_text(result),
+        plain(_n_text(result)),
     )
 
 
@@ -188,7 +193,7 @@ def figure_residual_peak(result: ActiveDormantResult) -> go.Figure:
     figure = make_subplots(
         1, 2, subplot_titles=["residual norm", "peak without one part"], horizontal_spacing=0.14
     )
-    names = result.labels["domain"]
+    names = _domains(result)
     depth = np.arange(result.resid_norm_bos.shape[1])
     lines = {"first token": result.resid_norm_bos, "mean elsewhere": result.resid_norm_rest}
     for (name, norms), dash in zip(lines.items(), DASHES, strict=False):
@@ -209,18 +214,22 @@ def figure_residual_peak(result: ActiveDormantResult) -> go.Figure:
             color = SERIES[2 + p]
             figure.add_bar(x=layers, y=share[p], name=part, marker_color=color, row=1, col=2)
     heights = np.stack([_numpy(norms) for norms in lines.values()])
-    figure.update_xaxes(title="blocks passed (0: entry)", dtick=tick_step(len(depth), 8), col=1)
+    figure.update_xaxes(title="blocks passed (number)", dtick=tick_step(len(depth), 8), col=1)
     figure.update_yaxes(log_axis(heights), title="L2 norm (model units)", col=1)
     figure.update_xaxes(title="block (index)", dtick=tick_step(len(layers), 8), col=2)
-    figure.update_yaxes(title="share of the peak that is left", rangemode="tozero", col=2)
+    figure.update_yaxes(title="peak that is left (share)", rangemode="tozero", col=2)
     figure.add_hline(y=1.0, line=line_style(INK, "dot", 1), row=1, col=2)
     return titled(
         figure.update_layout(height=460),
         "Who makes the residual peak of the first token",
         "norms are means over prompts; right: largest norm over depth at position 0 with one block's "
         "attention or MLP zeroed, over the intact one, mean over domains",
-        _n_text(result),
+        plain(_n_text(result)),
     )
+
+
+def _domains(result: ActiveDormantResult) -> list[str]:
+    return [plain(name) for name in result.labels["domain"]]
 
 
 def _n_text(result: ActiveDormantResult) -> str:

@@ -10,7 +10,7 @@ from plotly.subplots import make_subplots
 
 from probes.active_dormant import ActiveDormantResult
 from probes.figures.lines import line_style
-from probes.figures.theme import DASHES, INK, SERIES, head_name, log_axis, titled
+from probes.figures.theme import DASHES, INK, SERIES, head_name, log_axis, plain, titled
 from workbench.errors import ConfigError
 
 SHOWN = 3
@@ -47,9 +47,9 @@ def figure_emergence(
         counts = [int(result.classes()[name].sum()) for result in results]
         _line(figure, x, counts, name, line_style(SERIES[rank], dash), (2, 2))
     figure.update_xaxes(axis)
-    figure.update_yaxes(title="nats", row=1, col=1)
+    figure.update_yaxes(title="gap (nats)", row=1, col=1)
     figure.update_yaxes(title="first token over the others (ratio)", row=1, col=2)
-    figure.update_yaxes(title="heads", rangemode="tozero", row=2, col=2)
+    figure.update_yaxes(title="heads (number)", rangemode="tozero", row=2, col=2)
     prompts = int(results[0].n_prompts.sum())
     return titled(
         figure.update_layout(height=680),
@@ -66,9 +66,9 @@ def revision_axis(names: Sequence[str]) -> tuple[list[float] | list[str], dict[s
     steps = [float(found[0]) for found in numbers if found]
     ascending = all(a < b for a, b in pairwise(steps))
     if len(steps) < len(names) or not ascending:
-        return list(names), {"title": "revision", "type": "category"}
+        return [plain(name) for name in names], {"title": "revision (name)", "type": "category"}
     x = [step + 1 for step in steps]
-    return x, log_axis(np.array(x)) | {"title": "step + 1"}
+    return x, log_axis(np.array(x)) | {"title": "step + 1 (updates)"}
 
 
 def _check(results: Sequence[ActiveDormantResult], names: Sequence[str]) -> None:

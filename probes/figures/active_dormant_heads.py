@@ -8,13 +8,14 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from probes.active_dormant import ActiveDormantResult
-from probes.figures.theme import SEQUENTIAL, head_name, tick_step, titled
+from probes.figures.theme import SEQUENTIAL, head_name, plain, tick_step, titled
 from workbench.errors import ConfigError
 
-LABELLED = 32
-"""Up to so many tokens, each is written on the axes."""
+LABELLED = 64
+"""Up to so many tokens, some are written on the axes; of more, their positions."""
 LINE = 48
 """Characters in a line of the prompt under its pattern."""
+HEADING_PX = 16
 
 
 def figure_head(result: ActiveDormantResult, layer: int, head: int) -> go.Figure:
@@ -35,7 +36,8 @@ def figure_head(result: ActiveDormantResult, layer: int, head: int) -> go.Figure
             f"got {head_name(layer, head)}; run the probe with a larger n_examples"
         )
     patterns = np.asarray(result.example_pattern[kept.index((layer, head))])
-    names = result.labels["domain"]
+    names = [plain(name) for name in result.labels["domain"]]
+    counted = zip(result.n_prompts.tolist(), names, strict=True)
     figure = make_subplots(
         1,
         len(names),
@@ -46,18 +48,20 @@ def figure_head(result: ActiveDormantResult, layer: int, head: int) -> go.Figure
     for d in range(len(names)):
         _draw_pattern(figure, result, patterns[d], d)
     figure.update_layout(coloraxis={"cmin": 0, "cmax": 1, "colorscale": SEQUENTIAL})
-    figure.update_layout(coloraxis_colorbar={"title": "attention", "thickness": 14})
+    figure.update_layout(coloraxis_colorbar={"title": {"text": "attention (share)"}})
     kind = next(name for name, heads in result.classes().items() if heads[layer, head])
     q_sink, q_loss = result.q_sink[layer, head].item(), result.q_loss[layer, head].item()
-    return titled(
-        figure.update_layout(height=560),
+    titled(
+        figure.update_layout(height=580),
         f"Head {head_name(layer, head)}: {kind}",
         "attention of each query (row) to each key (column) on the first prompt of each domain; the "
         "numbers above are means over all its prompts: attention to the first token, loss added when "
         f"the head is zeroed, |v W_O| of the first token over the others'; q of the differences: sink "
         f"{q_sink:.2g}, loss {q_loss:.2g}",
-        "n = " + ", ".join(f"1 of {n} prompts shown" for n in result.n_prompts.tolist()),
+        "n = " + ", ".join(f"{n} prompts of {name}" for n, name in counted) + "; 1 of each shown",
     )
+    # A heading of two lines reaches up to the last line of the subtitle.
+    return figure.update_layout(margin_t=figure.layout.margin.t + HEADING_PX)
 
 
 def _numbers(result: ActiveDormantResult, d: int, layer: int, head: int) -> str:
@@ -66,7 +70,7 @@ def _numbers(result: ActiveDormantResult, d: int, layer: int, head: int) -> str:
 
     state = "dormant" if bool(result.dormant[d, layer, head]) else "active"
     return (
-        f"<b>{result.labels['domain'][d]}</b>: {state}<br>sink {at(result.sink_attention):.2f}, "
+        f"<b>{plain(result.labels['domain'][d])}</b>: {state}<br>sink {at(result.sink_attention):.2f}, "
         f"loss {at(result.ablation_loss):+.3f}, value {at(result.value_norm_ratio):.2f}"
     )
 
@@ -76,7 +80,7 @@ def _draw_pattern(
 ) -> None:
     length = int((result.example_tokens[d] >= 0).sum())
     width = result.example_tokens.shape[1]
-    texts = list(result.labels["example_token"][d * width : d * width + length])
+    texts = [plain(text) for text in result.labels["example_token"][d * width :][:length]]
     # The upper triangle is no attention of zero: those keys lie ahead.
     seen = np.where(np.tri(length, dtype=bool), pattern[:length, :length], np.nan)
     figure.add_heatmap(
@@ -91,7 +95,9 @@ def _draw_pattern(
     )
     axis: dict[str, object] = {"dtick": tick_step(length), "showgrid": False}
     if length <= LABELLED:
-        axis = {"tickvals": list(range(length)), "ticktext": texts, "tickfont_size": 9}
+        ticks = range(0, length, tick_step(length, 24))
+        axis |= {"tickvals": list(ticks), "ticktext": texts[:: ticks.step], "tickfont_size": 9}
+        del axis["dtick"]
     title = f"key (token)<br><i>{_beginning(texts)}</i>"
     figure.update_xaxes(axis | {"title": {"text": title, "font_size": 11}}, row=1, col=d + 1)
     figure.update_yaxes(
@@ -100,6 +106,7 @@ def _draw_pattern(
 
 
 def _beginning(texts: list[str]) -> str:
-    """The example's first words, in two lines; plotly reads a title as HTML."""
-    shown = textwrap.shorten(" ".join("".join(texts).split()), 2 * LINE, placeholder=" ...")
-    return "<br>".join(html.escape(line, quote=False) for line in textwrap.wrap(shown, LINE))
+    """The example's first words, in two lines."""
+    shown = html.unescape(" ".join("".join(texts).split()))
+    lines = textwrap.wrap(shown, LINE, max_lines=2, placeholder=" ...")
+    return "<br>".join(plain(line) for line in lines)

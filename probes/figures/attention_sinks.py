@@ -149,8 +149,9 @@ def figure_norms(result: AttentionSinkResult) -> go.Figure:
         "value |v|": result.value_norm.mean(dim=1),
         "output |v W_O|": result.ov_norm.mean(dim=1),
     }
-    figure = make_subplots(2, 2, subplot_titles=list(panels), vertical_spacing=0.24)
-    figure.update_annotations(font_size=14)
+    figure = make_subplots(
+        2, 2, subplot_titles=list(panels), vertical_spacing=0.24, horizontal_spacing=0.14
+    )
     for index, norm in enumerate(panels.values()):
         row, col = index // 2 + 1, index % 2 + 1
         for line in _norm_lines(norm, pos, showlegend=index == 0):
@@ -159,7 +160,7 @@ def figure_norms(result: AttentionSinkResult) -> go.Figure:
         figure.update_xaxes(title=depth, dtick=tick_step(len(norm), 8), row=row, col=col)
         heights = np.stack([to_numpy(norm[:, pos]), mean_elsewhere(norm, pos)])
         figure.update_yaxes(log_axis(heights), row=row, col=col)
-    figure.update_yaxes(title="L2 norm (model units)", col=1)
+    figure.update_yaxes(title="L2 norm (model units)")
     return titled(
         figure.update_layout(height=580),
         f"Norms at position {pos} against the other positions",
@@ -213,7 +214,6 @@ def figure_decomposition(result: AttentionSinkResult) -> go.Figure:
     elsewhere = head_points(mean_elsewhere(product, pos), mean_elsewhere(cosine, pos), number)
     elsewhere.update(name="mean elsewhere", marker={"color": BAND, "size": 8})
     judged = head_points(to_numpy(product[..., pos]), to_numpy(cosine[..., pos]), number)
-    colorbar = {"title": {"text": "mean score (share)", "side": "right", "font_size": 13}}
     judged.update(
         name=f"position {pos}",
         marker={
@@ -221,7 +221,7 @@ def figure_decomposition(result: AttentionSinkResult) -> go.Figure:
             "cmin": 0.0,
             "cmax": max(result.config.bound, float(np.nanmax(score))),
             "colorscale": SEQUENTIAL,
-            "colorbar": colorbar | {"thickness": 14, "outlinewidth": 0},
+            "colorbar": {"title": {"text": "mean score (share)"}},
             "size": 10 if score.size <= 400 else 6,
             "line": {"color": INK, "width": 1},
         },
@@ -254,7 +254,9 @@ def figure_swap(result: AttentionSinkResult) -> go.Figure:
     points.update(name="head")
     figure = go.Figure(points)
     ends = [0.0, 1.0]
-    figure.add_scatter(x=ends, y=ends, mode="lines", name="equal", line=line_style(INK, "dot", 1))
+    figure.add_scatter(
+        x=ends, y=ends, mode="lines", name="equal", line=line_style(INK, "dot", 1), hoverinfo="skip"
+    )
     limit = {"mode": "lines", "line": line_style(INK, "dash", 1), "hoverinfo": "skip"}
     figure.add_scatter(
         x=[0, bound, bound], y=[bound, bound, 0], name=f"threshold {bound:g}", **limit

@@ -13,7 +13,7 @@ from probes.figures.bigram_backcopy_parts import (
     n_text,
 )
 from probes.figures.lines import line_style
-from probes.figures.theme import SERIES, log_axis, titled
+from probes.figures.theme import DASHES, SERIES, log_axis, titled
 from toy_tasks.bigram_backcopy import BigramBackcopyResult
 
 FIT = 0.5
@@ -49,7 +49,7 @@ def figure_dormancy(result: BigramBackcopyResult) -> go.Figure:
     """Sink attention and value drain along training."""
     drain = result.value_norm_bos / result.value_norm_rest
     lines = {"attention to the first token": result.sink_attention, "|v W_O| there / rest": drain}
-    return _curves(result, lines, "The head falls dormant", "share, ratio")
+    return _curves(result, lines, "The head falls dormant", "attention (share), norm (ratio)")
 
 
 def figure_risks(result: BigramBackcopyResult) -> go.Figure:
@@ -63,13 +63,13 @@ def _curves(
 ) -> go.Figure:
     figure = go.Figure()
     # Step 0 has no place on a logarithmic axis.
-    for color, (name, values) in zip(SERIES, lines.items(), strict=False):
+    for rank, (name, values) in enumerate(lines.items()):
         figure.add_scatter(
             x=result.step[1:].tolist(),
             y=values[1:].tolist(),
             name=name,
             mode="lines+markers",
-            line=line_style(color),
+            line=line_style(SERIES[rank], DASHES[rank]),
         )
     figure.update_xaxes(log_axis(result.step[1:].double().numpy()), title_text="updates (steps)")
     figure.update_yaxes(title_text=unit)
@@ -91,7 +91,6 @@ def figure_theory(result: BigramBackcopyResult) -> go.Figure:
     figure = make_subplots(
         1, 2, subplot_titles=["sink logit gap", "value norm |v W_O|"], horizontal_spacing=0.12
     )
-    figure.update_annotations(font_size=14)
     step = result.step[1:].tolist()
     first, theory, others = (
         {"mode": mode, "line": line_style(color, dash)}
@@ -117,7 +116,7 @@ def figure_theory(result: BigramBackcopyResult) -> go.Figure:
     figure.update_xaxes(log_axis(np.asarray(step, dtype=float)), title_text="updates (steps)")
     figure.update_yaxes(title_text="score (nats)", row=1, col=1)
     norms = np.concatenate([bos.numpy(), rest.numpy(), result.value_norm_stationary[1:].numpy()])
-    figure.update_yaxes(log_axis(norms), title_text="norm", row=1, col=2)
+    figure.update_yaxes(log_axis(norms), title_text="norm (model units)", row=1, col=2)
     return titled(
         figure.update_layout(height=440),
         "The sink beside its theory",

@@ -5,7 +5,7 @@ import plotly.graph_objects as go
 import torch
 from plotly.subplots import make_subplots
 
-from probes.figures.theme import DASHES, SEQUENTIAL, SERIES, head_name, titled
+from probes.figures.theme import DASHES, SEQUENTIAL, SERIES, head_name, plain, titled
 from toy_tasks.bigram_backcopy import BigramBackcopyResult
 
 SHOWN_POS = 32
@@ -36,7 +36,6 @@ def figure_patterns(result: BigramBackcopyResult) -> go.Figure:
         shared_yaxes=True,
         horizontal_spacing=0.02,
     )
-    figure.update_annotations(font_size=14)
     n_pos = shown.shape[-1]
     letters = [_letter(result, int(token)) for token in result.sample_tokens[0, :n_pos]]
     for column, pattern in enumerate(shown, start=1):
@@ -49,10 +48,10 @@ def figure_patterns(result: BigramBackcopyResult) -> go.Figure:
         )
         figure.add_trace(heatmap, row=1, col=column)
     triggers = torch.isin(result.sample_tokens[0, :n_pos], result.triggers).nonzero()[:, 0].tolist()
-    figure.update_xaxes(title_text="key (position)", showgrid=False, dtick=10)
+    figure.update_xaxes(title_text="key (position)", showgrid=False, dtick=16)
     figure.update_yaxes(showgrid=False, range=[n_pos - 0.5, -0.5], tickvals=triggers)
     figure.update_yaxes(title_text="query (position; ticks: triggers)", row=1, col=1)
-    bar = {"title": {"text": "attention", "side": "right", "font_size": 13}, "thickness": 14}
+    bar = {"title": {"text": "attention (share)"}}
     top = 1.0 if result.config.attention == "softmax" else None
     figure.update_layout(
         height=430,
@@ -82,9 +81,15 @@ def figure_sink_logits(result: BigramBackcopyResult) -> go.Figure:
             name=f"step {step}",
             mode="lines+markers",
             line={"color": SERIES[rank], "dash": DASHES[rank], "width": 1},
-            hovertemplate="%{x}: %{y:.2f}<extra></extra>",
+            hovertemplate=f"step {step}, character %{{x}}: %{{y:.2f}} nats<extra></extra>",
         )
-    figure.update_xaxes(title_text="query's character, the most frequent first", type="category")
+    figure.update_xaxes(
+        title_text="query (character; the most frequent first)",
+        type="category",
+        dtick=1,
+        tickangle=0,
+        tickfont_size=10,
+    )
     figure.update_yaxes(title_text="sink logit gap (nats)")
     spread = zip(
         result.sink_logit_spread_by_layer[-1].tolist(),
@@ -113,7 +118,7 @@ def figure_ablations(result: BigramBackcopyResult) -> go.Figure:
         "bigram risk (nats)": (result.bigram_risk[-1], result.bigram_risk_ablated),
         "residual peak (ratio)": (peak.max(), result.resid_peak_ablated),
     }
-    figure = make_subplots(1, 3, shared_yaxes=True, horizontal_spacing=0.03)
+    figure = make_subplots(1, 3, shared_yaxes=True, horizontal_spacing=0.06)
     for column, (name, (whole, ablated)) in enumerate(panels.items(), start=1):
         values = [float(whole), *ablated[:, -1].tolist()]
         figure.add_bar(
@@ -125,12 +130,14 @@ def figure_ablations(result: BigramBackcopyResult) -> go.Figure:
             textposition="outside",
             cliponaxis=False,
             showlegend=False,
+            hovertemplate=f"%{{y}}<br>{name}: %{{x:.4g}}<extra></extra>",
             row=1,
             col=column,
         )
         top = 1.25 * max(*values, 1e-9)
         figure.update_xaxes(title_text=name, range=[0, top], row=1, col=column)
     figure.update_yaxes(autorange="reversed", showgrid=False)
+    figure.update_yaxes(title_text="taken away (part)", col=1)
     return titled(
         figure.update_layout(height=220 + 22 * len(names)),
         "What each part does",
@@ -143,4 +150,4 @@ def figure_ablations(result: BigramBackcopyResult) -> go.Figure:
 def _letter(result: BigramBackcopyResult, token: int) -> str:
     """A character as it can be read on an axis."""
     letter = result.labels["token"][token]
-    return {" ": "␣", "\n": "⏎"}.get(letter, letter)
+    return {" ": "␣", "\n": "⏎"}.get(letter, plain(letter))

@@ -47,11 +47,7 @@ def layer_head_heatmap(
         zmin=low,
         zmax=high,
         colorscale=SEQUENTIAL if zero is None else DIVERGING,
-        colorbar={
-            "title": {"text": shown.name, "side": "right", "font_size": 13},
-            "thickness": 14,
-            "outlinewidth": 0,
-        },
+        colorbar={"title": {"text": shown.name}},
         hovertemplate=_hover((shown, *others)),
         hoverongaps=False,
         xgap=gap,

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from probes.figures.information_flow_routes import figure_routes
 from probes.figures.lines import line_style
-from probes.figures.theme import INK, SEQUENTIAL, SERIES, tick_step, titled
+from probes.figures.theme import INK, SEQUENTIAL, SERIES, tick_step, titled, wrapped
 from probes.information_flow import InformationFlowResult
 from probes.information_flow_cross import pair_mask
 from probes.information_flow_tokens import KEEP_SETS
@@ -101,9 +101,10 @@ def figure_token_scores(result: InformationFlowResult) -> go.Figure:
 def figure_keep_sets(result: InformationFlowResult) -> go.Figure:
     """Mean score and share of items read correctly under each keep-set."""
     exists = result.exists()
-    names = [LEGEND[name] for name in KEEP_SETS]
     score = result.keep_set_score[exists].mean(dim=0)
     correct = result.keep_set_correct[exists].float().mean(dim=0)
+    measured = ~score.isnan()
+    names = wrapped([LEGEND[name] for name, kept in zip(KEEP_SETS, measured, strict=True) if kept])
     figure = go.Figure()
     for name, values, color in (
         ("mean score (cosine)", score, SERIES[0]),
@@ -111,13 +112,13 @@ def figure_keep_sets(result: InformationFlowResult) -> go.Figure:
     ):
         figure.add_bar(
             x=names,
-            y=values.numpy(),
+            y=values[measured].numpy(),
             name=name,
             marker_color=color,
             hovertemplate="%{x}: %{y:.3f}<extra>" + name + "</extra>",
         )
-    figure.update_yaxes(title="score (cosine), share of items")
-    figure.update_xaxes(title="what is kept of the prompt")
+    figure.update_yaxes(title="score (cosine), read rightly (share)")
+    figure.update_xaxes(title="kept of the prompt (keep-set)")
     return titled(
         figure.update_layout(height=430, barmode="group"),
         "What is left of an item under each keep-set",
@@ -149,7 +150,7 @@ def figure_flow(result: InformationFlowResult) -> go.Figure:
         xgap=1,
         ygap=1,
         hoverongaps=False,
-        colorbar={"title": {"text": "flow (share of norm)", "side": "right"}, "thickness": 14},
+        colorbar={"title": {"text": "flow (share of norm)"}},
         hovertemplate="item %{y} receives %{z:.4f} from item %{x}<extra></extra>",
     )
     figure = go.Figure(heatmap)
@@ -240,7 +241,12 @@ def figure_direct(result: InformationFlowResult) -> go.Figure:
         "<br>flow %{x:.3f}<br>direct %{y:.3f}<extra></extra>",
     )
     figure.add_scatter(
-        x=[0, top], y=[0, top], mode="lines", name="equal", line=line_style(INK, "dot", 1)
+        x=[0, top],
+        y=[0, top],
+        mode="lines",
+        name="equal",
+        line=line_style(INK, "dot", 1),
+        hoverinfo="skip",
     )
     figure.update_xaxes(title="flow: the other item taken away (share of norm)")
     figure.update_yaxes(title="flow: attention to it knocked out (share of norm)")

@@ -4,7 +4,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from probes.figures.lines import line_style
-from probes.figures.theme import BAND, FAINT, INK, SERIES, log_axis, tick_step, titled
+from probes.figures.theme import BAND, FAINT, INK, SERIES, log_axis, tick_step, titled, wrapped
 from probes.reachability_results import ReachabilityResult
 
 MOST_ROWS = 40
@@ -103,14 +103,19 @@ def figure_prompts(result: ReachabilityResult) -> go.Figure:
     }
     figure = go.Figure(
         go.Table(
-            header={"values": list(columns), "align": "left", "fill_color": FAINT},
+            header={
+                "values": wrapped(list(columns)),
+                "align": "left",
+                "fill_color": FAINT,
+                "height": 44,
+            },
             cells={
                 "values": list(columns.values()),
                 "align": "left",
                 "fill_color": "rgba(0,0,0,0)",
                 "height": 30,
             },
-            columnwidth=[1, 7, 11, 3, 2, 2, 2],
+            columnwidth=[2, 8, 11, 4, 4, 4, 3],
         )
     )
     left_out = (
@@ -147,7 +152,7 @@ def figure_length_by_rank(result: ReachabilityResult) -> go.Figure:
             hovertemplate="rank + 1 = %{x}<br>k = %{customdata}<extra></extra>",
         )
     ticks = list(range(0, beyond, tick_step(beyond, 12)))
-    figure.update_xaxes(log_axis(rank), title="rank of the target without a control, + 1")
+    figure.update_xaxes(log_axis(rank), title="rank without a control, + 1 (token rank)")
     figure.update_yaxes(
         title="length of the control (tokens)",
         tickvals=[*ticks, beyond],

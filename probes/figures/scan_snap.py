@@ -59,11 +59,11 @@ def figure_scan_and_snap(result: ScanSnapResult) -> go.Figure:
     step = result.step.numpy()[shown]
     panels = {
         "loss (nats)": result.loss,
-        "common tokens (share)": result.common_mass(),
+        "on common tokens (share)": result.common_mass(),
         "entropy (nats)": result.entropy,
     }
-    figure = make_subplots(1, 3, subplot_titles=list(panels), horizontal_spacing=0.1)
-    figure.update_annotations(font_size=14)
+    headings = [name.split(" (")[0] for name in panels]
+    figure = make_subplots(1, 3, subplot_titles=headings, horizontal_spacing=0.12)
     for column, (name, values) in enumerate(panels.items(), start=1):
         heights = values.numpy()[shown]
         line = {"mode": "lines", "line": line_style(SERIES[column - 1]), "showlegend": False}
@@ -72,7 +72,7 @@ def figure_scan_and_snap(result: ScanSnapResult) -> go.Figure:
             figure.add_vline(
                 int(result.snap_step), line={"color": INK, "dash": "dot"}, row=1, col=column
             )
-        figure.update_yaxes(title=name if column == 1 else None, row=1, col=column)
+        figure.update_yaxes(title=name, row=1, col=column)
         figure.update_xaxes(title="updates (steps)", row=1, col=column)
     loss = result.loss.numpy()[shown]
     figure.update_yaxes(log_axis(loss), row=1, col=1)
@@ -95,11 +95,7 @@ def figure_attention(result: ScanSnapResult, row: int = 0) -> go.Figure:
         z=result.attention[:, row, tokens].numpy()[shown].T,
         zmin=0.0,
         colorscale=SEQUENTIAL,
-        colorbar={
-            "title": {"text": "attention (share)", "side": "right", "font_size": 13},
-            "thickness": 14,
-            "outlinewidth": 0,
-        },
+        colorbar={"title": {"text": "attention (share)"}},
         hovertemplate="<b>%{y}</b><br>step %{x}: %{z:.3f}<extra></extra>",
     )
     figure = go.Figure(heatmap)

@@ -64,8 +64,9 @@ def figure_panels(
     """
     config = result.config
     headings = [f"{n} {'query' if n == 1 else 'queries'}" for n in config.n_queries]
-    figure = make_subplots(1, len(headings), subplot_titles=headings, horizontal_spacing=0.04)
-    figure.update_annotations(font_size=14)
+    figure = make_subplots(
+        1, len(headings), subplot_titles=headings, shared_yaxes=True, horizontal_spacing=0.04
+    )
     finite = values[np.isfinite(values)]
     for column, panel in enumerate(values, start=1):
         error = np.zeros_like(panel) if errors is None else errors[column - 1]
@@ -79,11 +80,7 @@ def figure_panels(
             colorscale=SEQUENTIAL,
             reversescale=True,
             showscale=column == len(headings),
-            colorbar={
-                "title": {"text": name, "side": "right", "font_size": 13},
-                "thickness": 14,
-                "outlinewidth": 0,
-            },
+            colorbar={"title": {"text": name}},
             texttemplate="%{z:.2f}",
             hoverongaps=False,
             hovertemplate="eta_Z %{y}, eta_Y/eta_Z %{x}: %{z:.3f}"
@@ -94,9 +91,7 @@ def figure_panels(
         )
         figure.update_xaxes(title="eta_Y / eta_Z (ratio)", type="category", row=1, col=column)
         heading = "eta_Z (rate)" if column == 1 else None
-        figure.update_yaxes(
-            title=heading, type="category", showticklabels=column == 1, row=1, col=column
-        )
+        figure.update_yaxes(title=heading, type="category", row=1, col=column)
     figure.update_xaxes(showgrid=False)
     figure.update_yaxes(showgrid=False)
     n_text = (

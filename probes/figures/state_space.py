@@ -29,9 +29,8 @@ def finding(result: StateSpaceToyResult) -> str:
 
 def figure_learning(result: StateSpaceToyResult) -> go.Figure:
     """Accuracy and loss of every variant along training."""
-    panels = {"accuracy (share)": result.accuracy, "loss (nats)": result.loss}
-    figure = make_subplots(1, 2, subplot_titles=list(panels), horizontal_spacing=0.1)
-    figure.update_annotations(font_size=14)
+    panels = {"accuracy": result.accuracy, "loss": result.loss}
+    figure = make_subplots(1, 2, subplot_titles=list(panels), horizontal_spacing=0.12)
     for column, values in enumerate(panels.values(), start=1):
         for row, name in enumerate(VARIANTS):
             figure.add_scatter(
@@ -48,8 +47,8 @@ def figure_learning(result: StateSpaceToyResult) -> go.Figure:
     guess = 1 / result.config.n_classes
     figure.add_hline(guess, line={"color": INK, "dash": "dot"}, row=1, col=1)
     figure.update_xaxes(title="updates (steps)")
-    figure.update_yaxes(title="share of sequences", range=[0, 1.02], row=1, col=1)
-    figure.update_yaxes(title="nats", rangemode="tozero", row=1, col=2)
+    figure.update_yaxes(title="accuracy (share of sequences)", range=[0, 1.02], row=1, col=1)
+    figure.update_yaxes(title="loss (nats)", rangemode="tozero", row=1, col=2)
     return titled(
         figure.update_layout(height=430),
         "Learning with and without the refinements",
@@ -63,8 +62,7 @@ def figure_learning(result: StateSpaceToyResult) -> go.Figure:
 def figure_token_norms(result: StateSpaceToyResult) -> go.Figure:
     """How token norms change from layer to layer, before and after training."""
     titles = ["before training", "after training"]
-    figure = make_subplots(1, 2, subplot_titles=titles, horizontal_spacing=0.1)
-    figure.update_annotations(font_size=14)
+    figure = make_subplots(1, 2, subplot_titles=titles, horizontal_spacing=0.14)
     ratio = np.asarray(result.token_norm / result.token_norm[..., :1])
     for column, checkpoint in enumerate((0, -1), start=1):
         for row, name in enumerate(VARIANTS):
@@ -80,8 +78,8 @@ def figure_token_norms(result: StateSpaceToyResult) -> go.Figure:
                 col=column,
             )
         figure.update_yaxes(log_axis(ratio[:, checkpoint]), row=1, col=column)
-    figure.update_xaxes(title="layers passed", dtick=tick_step(ratio.shape[-1], 8))
-    figure.update_yaxes(title="token norm over its entry (ratio)", col=1)
+    figure.update_xaxes(title="layers passed (number)", dtick=tick_step(ratio.shape[-1], 8))
+    figure.update_yaxes(title="token norm over its entry (ratio)")
     return titled(
         figure.update_layout(height=430),
         "Token norms along depth",

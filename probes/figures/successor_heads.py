@@ -12,7 +12,7 @@ from probes.figures.successor_heads_digits import (
     figure_steering,
     figure_steering_by_scale,
 )
-from probes.figures.theme import INK, SERIES, head_name, titled
+from probes.figures.theme import INK, SERIES, head_name, titled, wrapped
 from probes.successor_heads import SuccessorHeadsResult
 
 
@@ -109,7 +109,7 @@ def figure_heads(result: SuccessorHeadsResult) -> go.Figure:
 def figure_tasks(result: SuccessorHeadsResult) -> go.Figure:
     """The two best heads on every series."""
     n_heads = result.score.shape[1]
-    tasks = list(result.labels["task"])
+    tasks = wrapped(result.labels["task"])
     flat = result.score_by_task.flatten(1)
     ranked = result.score.flatten().argsort(descending=True, stable=True)[:2].tolist()
     figure = go.Figure()
@@ -149,9 +149,9 @@ def figure_filter(result: SuccessorHeadsResult) -> go.Figure:
             hovertemplate="%{customdata}<extra></extra>",
         )
     figure.update_xaxes(title="kept (share of the series' items)", range=[0, 1.02])
-    figure.update_yaxes(title="series (written form)", autorange="reversed")
+    figure.update_yaxes(title="series (written form)", autorange="reversed", dtick=1)
     return titled(
-        figure.update_layout(height=200 + 22 * len(lines), barmode="group"),
+        figure.update_layout(height=240 + 22 * len(lines), barmode="group"),
         "What the tokenizer keeps in one token",
         "only items that are one token count, and only pairs of two of them; a form needs two pairs "
         "to be scored",

@@ -6,7 +6,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from probes.figures.lines import line_style
-from probes.figures.theme import DASHES, DIVERGING, INK, SERIES, head_name, titled
+from probes.figures.theme import DASHES, DIVERGING, INK, SERIES, head_name, titled, wrapped
 from probes.successor_heads import SuccessorHeadsResult
 
 TWO_COLOURS = ((0.0, "#c9c9c9"), (0.5, "#c9c9c9"), (0.5, SERIES[0]), (1.0, SERIES[0]))
@@ -68,13 +68,15 @@ def figure_steering_by_scale(result: SuccessorHeadsResult) -> go.Figure:
     share = _numpy(result.steering_by_scale)
     scales = [float(scale) for scale in result.labels["scale"]]
     figure = go.Figure()
+    # One colour more would look like another; with a dash less, no look comes twice.
+    dashes = DASHES[:-1]
     for index, task in enumerate(result.labels["task"]):
         figure.add_scatter(
             x=scales,
             y=share[:, index],
             name=task,
             mode="lines+markers",
-            line=line_style(SERIES[index % len(SERIES)], DASHES[index // len(SERIES)]),
+            line=line_style(SERIES[index % len(SERIES)], dashes[index % len(dashes)]),
         )
     figure.update_xaxes(title="strength (times the digit's own)", type="log", tickvals=scales)
     figure.update_yaxes(title="success (share of source x digit)", range=[-0.02, 1.02])
@@ -99,7 +101,7 @@ def figure_digit_features(result: SuccessorHeadsResult) -> go.Figure:
             zmin=-reach,
             zmax=reach,
             colorscale=DIVERGING,
-            colorbar={"title": {"text": "mean logit (SD of the row)", "side": "right"}},
+            colorbar={"title": {"text": "mean logit (SD of the row)"}},
             hovertemplate="feature of %{y}, number ending in %{x}: %{z:.2f}<extra></extra>",
         )
     )
@@ -126,7 +128,7 @@ def figure_digit_features(result: SuccessorHeadsResult) -> go.Figure:
 def figure_probe(result: SuccessorHeadsResult) -> go.Figure:
     """A linear probe of the last digit, fitted on numbers, on every series."""
     accuracy: Float[np.ndarray, " task"] = _numpy(result.probe_accuracy_by_task)
-    tasks = list(result.labels["task"])
+    tasks = wrapped(result.labels["task"])
     figure = go.Figure(go.Bar(x=tasks, y=accuracy, marker_color=SERIES[0], name="accuracy"))
     figure.add_scatter(
         x=tasks, y=[0.1] * len(tasks), mode="lines", name="chance", line=line_style(INK, "dash", 1)

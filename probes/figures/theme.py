@@ -4,6 +4,7 @@ Backgrounds are transparent and text is a grey that can be read on white and on 
 that one figure serves a page of either kind. Colours differ in lightness as well as in hue.
 """
 
+import html
 import textwrap
 from collections.abc import Sequence
 
@@ -39,8 +40,21 @@ _AXIS = {
     "title": {"standoff": 8, "font_size": 13},
 }
 
+_COLORBAR = {
+    "title": {"side": "right", "font_size": 13},
+    "thickness": 14,
+    "outlinewidth": 0,
+}
+PANEL_PX = 14
+"""Letters of the heading of a panel; plotly's own are nearly as large as the title's."""
+
 TEMPLATE = go.layout.Template(
+    data={
+        "heatmap": [{"colorbar": _COLORBAR}],
+        "scatter": [{"marker": {"colorbar": _COLORBAR}}],
+    },
     layout={
+        "coloraxis": {"colorbar": _COLORBAR},
         "font": {"family": "system-ui, Segoe UI, Helvetica, Arial, sans-serif", "size": 13},
         "font_color": INK,
         "paper_bgcolor": "rgba(0, 0, 0, 0)",
@@ -49,13 +63,14 @@ TEMPLATE = go.layout.Template(
         "xaxis": _AXIS,
         "yaxis": _AXIS,
         "title": {
+            # Of the whole figure: beside long names of rows the plot itself leaves too little room.
             "x": 0,
-            "xref": "paper",
+            "xref": "container",
             "xanchor": "left",
             "y": 1,
             "yref": "container",
             "yanchor": "top",
-            "pad": {"t": 14},
+            "pad": {"t": 14, "l": 14},
             "font_size": 17,
             "subtitle_font_size": 12,
         },
@@ -67,20 +82,23 @@ TEMPLATE = go.layout.Template(
             "yref": "container",
             "yanchor": "bottom",
             "font_size": 12,
+            "itemwidth": 44,  # two of the longest dashes
         },
         "margin": {"l": 60, "r": 20, "b": 60},
         "hoverlabel": {"font_size": 13, "align": "left"},
         "hovermode": "closest",
         "modebar": {"bgcolor": "rgba(0, 0, 0, 0)", "color": INK, "activecolor": SERIES[0]},
-    }
+    },
 )
 
 
 def titled(figure: go.Figure, title: str, definition: str, n: str) -> go.Figure:
     """Give a figure the look, its title, and under it the definition and what n is.
 
+    Marks that say nothing of their own on hover name their line and both axes.
+
     Args:
-        figure: It is changed and returned.
+        figure: It is changed and returned; its axes have their titles already.
         title: What is seen, in a few words.
         definition: What the numbers are, independent of the model.
         n: Over how much they were taken.
@@ -94,7 +112,30 @@ def titled(figure: go.Figure, title: str, definition: str, n: str) -> go.Figure:
         title={"text": title, "subtitle": {"text": "<br>".join(lines)}},
         margin_t=_TITLE_PX + _LINE_PX * len(lines) + 20,
     )
+    figure.update_annotations({"font_size": PANEL_PX}, selector={"font": {"size": 16}})
+    for trace in figure.data:
+        if trace.type in ("scatter", "bar") and not (trace.hovertemplate or trace.hoverinfo):
+            trace.hovertemplate = _hover(figure, trace)
     return figure
+
+
+def _hover(figure: go.Figure, trace: go.Scatter | go.Bar) -> str:
+    lines = [f"<b>{trace.name}</b>"] if trace.name else []
+    for letter, axis in (("x", trace.xaxis or "x"), ("y", trace.yaxis or "y")):
+        named = figure.layout[f"{letter}axis{axis[1:]}"].title.text or letter
+        is_number = letter == ("x" if getattr(trace, "orientation", "v") == "h" else "y")
+        lines.append(f"{named}: %{{{letter}{':.4g' if is_number else ''}}}")
+    return "<br>".join(lines) + "<extra></extra>"
+
+
+def plain(text: str) -> str:
+    """Text from elsewhere, so that plotly, which reads markup everywhere, shows it as it is."""
+    return html.escape(text, quote=False)
+
+
+def wrapped(names: Sequence[str]) -> list[str]:
+    """Names of categories with a word a line: plotly turns long ones, and cuts them off."""
+    return [name.replace(" ", "<br>") for name in names]
 
 
 def head_name(layer: int, head: int) -> str:
@@ -118,14 +159,29 @@ def log_axis(values: Float[np.ndarray, "..."]) -> dict[str, object]:
     if not shown.size:
         return axis
     low, high = float(shown.min()) / 1.05, float(shown.max()) * 1.05
+    if shown.min() == shown.max():
+        # All alike: one number in the middle, instead of plotly's four decades around it.
+        low, high = low / 2, high * 2
+        axis["range"] = [float(np.log10(low)), float(np.log10(high))]
     decades = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
-    for digits in ((1,), (1, 3), (1, 2, 5), range(1, 10), np.arange(1, 10, 0.5)):
+    for digits in _LADDERS:
         ticks = [float(f"{digit}e{power}") for power in decades for digit in digits]
         inside = [tick for tick in ticks if low <= tick <= high]
         if len(inside) >= 3:
             chosen = inside[:: -(-len(inside) // 7)]
             return axis | {"tickvals": chosen, "ticktext": [f"{tick:g}" for tick in chosen]}
     return axis | {"tickformat": ".3g", "nticks": 5}
+
+
+# From coarse to fine; in all but the last, neighbours are about equally far apart.
+_LADDERS: tuple[Sequence[float], ...] = (
+    (1,),
+    (1, 3),
+    (1, 2, 5),
+    (1, 1.5, 2, 3, 5, 7),
+    (1, 1.2, 1.5, 1.8, 2.2, 2.7, 3.3, 3.9, 4.7, 5.6, 6.8, 8.2),
+    tuple(step / 20 for step in range(20, 200)),
+)
 
 
 def choose_positions(

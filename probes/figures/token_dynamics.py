@@ -69,12 +69,8 @@ def figure_steps(result: WalkResult) -> go.Figure:
     """How long each step is, next to where the walk stands; attention and MLP apart."""
     inside = result.inside()
     relative = (result.step_norm / result.waypoint_norm[..., :-1])[inside]
-    panels = {
-        "step length |s| (model units)": result.step_norm[inside],
-        "relative step |s| / |r|": relative,
-    }
+    panels = {"step length |s|": result.step_norm[inside], "relative step |s| / |r|": relative}
     figure = make_subplots(1, 2, subplot_titles=list(panels), horizontal_spacing=0.1)
-    figure.update_annotations(font_size=14)
     units = ("step length (model units)", "relative step (ratio)")
     for column, values in enumerate(panels.values(), start=1):
         low, middle, high = _quartiles(values)
@@ -145,9 +141,13 @@ def figure_arrival(result: WalkResult) -> go.Figure:
             secondary_y=True,
         )
     figure.update_xaxes(title=_WAYPOINTS, dtick=tick_step(n_waypoints, 16))
-    figure.update_yaxes(title="share of tokens", range=[0, 1.02], secondary_y=False)
+    figure.update_yaxes(title="tokens (share)", range=[0, 1.02], secondary_y=False)
     figure.update_yaxes(
-        title="KL(final || lens) (nats)", rangemode="tozero", showgrid=False, secondary_y=True
+        title="KL(final || lens) (nats)",
+        rangemode="tozero",
+        showgrid=False,
+        tickmode="auto",
+        secondary_y=True,
     )
     return titled(
         figure.update_layout(height=440),
@@ -158,14 +158,13 @@ def figure_arrival(result: WalkResult) -> go.Figure:
     )
 
 
-_WAYPOINTS = "waypoint (0: embedding; odd: after attention, even: after the MLP)"
+_WAYPOINTS = "waypoint (index; 0: embedding, odd: after attention, even: after the MLP)"
 
 
 def figure_angles(result: WalkResult) -> go.Figure:
     """Angles along the walk: to its end, and between one step and the next."""
     titles = ["cosine with the last waypoint", "turning: cosine of one step with the next"]
     figure = make_subplots(1, 2, subplot_titles=titles, horizontal_spacing=0.1)
-    figure.update_annotations(font_size=14)
     for rank, view in enumerate(VIEWS):
         look = {
             "name": view,
@@ -187,7 +186,7 @@ def figure_angles(result: WalkResult) -> go.Figure:
         figure.add_scatter(x=x, y=y, name=name, mode="lines", line=dash, row=1, col=column)
     figure.update_xaxes(title="waypoint (index)", dtick=tick_step(len(pair), 8))
     figure.update_yaxes(zeroline=True, zerolinecolor=FAINT)
-    figure.update_yaxes(title="mean cosine (from -1 to 1)", col=1)
+    figure.update_yaxes(title="mean cosine (from -1 to 1)")
     return titled(
         figure.update_layout(height=450),
         "Angles of the walk",
@@ -212,7 +211,13 @@ def figure_association(result: WalkResult) -> go.Figure:
     )
     figure.update_xaxes(title="layer (index)", dtick=tick_step(len(bias), 12))
     figure.update_yaxes(title="|bias| / |attn_out| (ratio)", rangemode="tozero", secondary_y=False)
-    figure.update_yaxes(title="entropy gap (nats)", showgrid=False, secondary_y=True)
+    figure.update_yaxes(
+        title="entropy gap (nats)",
+        rangemode="tozero",
+        showgrid=False,
+        tickmode="auto",
+        secondary_y=True,
+    )
     return titled(
         figure.update_layout(height=430),
         f"Association bias: the baseline keeps {result.redundancy():.0%} of what attention does",
@@ -267,7 +272,6 @@ def figure_signs(result: StateSpaceResult) -> go.Figure:
         (result.symmetric_positive, result.symmetric_negative),
     )
     figure = make_subplots(1, 2, subplot_titles=titles, horizontal_spacing=0.1)
-    figure.update_annotations(font_size=14)
     names = result.labels["regime"]
     for column, pair in enumerate(counts, start=1):
         for rank, (sign, count) in enumerate(zip(("positive", "negative"), pair, strict=True)):
@@ -285,7 +289,7 @@ def figure_signs(result: StateSpaceResult) -> go.Figure:
             )
     figure.update_layout(barmode="stack", height=430)
     figure.update_xaxes(title="layer (index)", dtick=tick_step(len(names), 8))
-    figure.update_yaxes(title="number of eigenvalues", col=1)
+    figure.update_yaxes(title="eigenvalues (number)")
     return titled(
         figure,
         "Signs of the spectrum",

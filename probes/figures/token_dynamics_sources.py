@@ -30,11 +30,7 @@ def figure_sources(result: WalkResult, prompt: int = 0, query: int = 0) -> go.Fi
             zmin=-size,
             zmax=size,
             colorscale=DIVERGING,
-            colorbar={
-                "title": {"text": "share of attn_out", "side": "right", "font_size": 13},
-                "thickness": 14,
-                "outlinewidth": 0,
-            },
+            colorbar={"title": {"text": "share of attn_out"}},
             hovertemplate="layer %{y}, source %{x}<br>share %{z:.3f}<br>length %{customdata:.3g}"
             "<extra></extra>",
         )
@@ -45,7 +41,7 @@ def figure_sources(result: WalkResult, prompt: int = 0, query: int = 0) -> go.Fi
     return titled(
         figure.update_layout(height=420),
         f"Where attention's output at position {pos} comes from",
-        "share of a source token: <a, attn_out> / |attn_out|^2, a = sum over heads of A[q, k] v_k W_O;"
+        "share of a source token: a . attn_out / |attn_out|^2, a = sum over heads of A[q, k] v_k W_O;"
         " shares and the output bias sum to 1; colours end at the 99th percentile",
         f"n = 1 prompt (index {prompt}), {pos + 1} source tokens{drawn}",
     )
