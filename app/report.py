@@ -5,13 +5,11 @@ when the reader comes near it, so that a page of a hundred figures opens at once
 """
 
 import html
-import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from workbench.discovery import find_figures, find_probe
 from workbench.errors import StoreError, WorkbenchError
 from workbench.result import SHORT_KEY, Result, missing_package
 from workbench.store.files import explained, replace_file
@@ -154,29 +152,8 @@ def _reason(key: str, error: Exception) -> str:
 
 
 def _section(result: Result) -> _Section:
-    draw = _figures_of(result)
-    measured = result.measured
-    figures = {} if draw is None else draw(measured)
-    drawn = "\n".join(_figure(name, figure) for name, figure in figures.items())
-    say = getattr(inspect.getmodule(draw), "finding", None)
-    finding = _numbers(result) if say is None else str(say(measured))
-    return _Section(result, finding, drawn)
-
-
-def _figures_of(result: Result) -> Callable[[Any], dict[str, Any]] | None:
-    """The function that draws a result; None where its probe has no figures."""
-    probe = find_probe(result.probe)
-    try:
-        return find_figures(probe)
-    except ModuleNotFoundError as error:
-        if error.name != f"probes.figures.{probe.topic}":
-            raise
-        return None
-
-
-def _numbers(result: Result) -> str:
-    """The headline for a probe that has no sentence of its own."""
-    return ", ".join(f"{name} {value:.4g}" for name, value in result.metrics().items()) + "."
+    drawn = "\n".join(_figure(name, figure) for name, figure in result.figures().items())
+    return _Section(result, result.finding(), drawn)
 
 
 def _figure(name: str, figure: Any) -> str:

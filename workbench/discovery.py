@@ -89,9 +89,18 @@ def probe_source(name: str) -> Path | None:
     return Path(spec.origin) if spec and spec.origin else None
 
 
-def find_figures(probe: Probe) -> Callable[[Any], dict[str, Any]]:
-    """The function that draws a probe's result: ``figures(result) -> dict of plotly Figures``."""
+def find_figures(probe: Probe) -> Callable[[Any], dict[str, Any]] | None:
+    """The function that draws a probe's result: ``figures(result) -> dict of plotly Figures``.
+
+    None where the probe has no figures.
+    """
     own = importlib.import_module(probe.measure.__module__)
     if hasattr(own, "figures"):
         return own.figures
-    return importlib.import_module(f"probes.figures.{probe.topic}").figures
+    module = f"probes.figures.{probe.topic}"
+    try:
+        return importlib.import_module(module).figures
+    except ModuleNotFoundError as error:
+        if error.name != module:
+            raise
+        return None

@@ -5,7 +5,7 @@ disk until they are asked for, and torch, pandas and plotly are imported only wh
 """
 
 import dataclasses
-import html
+import inspect
 import typing
 from collections.abc import Mapping
 from functools import cached_property
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from workbench import discovery
+from workbench.card import card, show
 from workbench.errors import StoreError, WorkbenchError
 from workbench.registry import Probe
 from workbench.settings import make_config
@@ -207,14 +208,30 @@ class Result:
         return pandas.DataFrame(self.table())
 
     def figures(self) -> dict[str, Any]:
-        """The probe's plotly figures of this result, by name.
+        """The probe's plotly figures of this result, by name, the main one first.
 
         Raises:
             WorkbenchError: plotly is not installed.
         """
+        draw = self._drawing()
+        return {} if draw is None else draw(self.measured)
+
+    def finding(self) -> str:
+        """What was found: the probe's own sentence, or the headline numbers where it has none.
+
+        Raises:
+            WorkbenchError: plotly is not installed.
+        """
+        # The sentence stands beside the figures: both say a result, and neither measures.
+        say = getattr(inspect.getmodule(self._drawing()), "finding", None)
+        if say is not None:
+            return str(say(self.measured))
+        return ", ".join(f"{name} {value:.4g}" for name, value in self._metrics.items()) + "."
+
+    def _drawing(self) -> Any:
+        """The function that draws this result; None where the probe has no figures."""
         try:
-            draw = discovery.find_figures(discovery.find_probe(self.probe))
-            return draw(self.measured)
+            return discovery.find_figures(discovery.find_probe(self.probe))
         except ModuleNotFoundError as error:
             if (error.name or "").split(".")[0] != "plotly":
                 raise
@@ -246,16 +263,12 @@ class Result:
         return f"<Result {self.probe}{model}, key {self.key[:SHORT_KEY]}: {numbers}; {arrays}>"
 
     def _repr_html_(self) -> str:
-        """A short card for Jupyter."""
-        rows = "".join(
-            f"<tr><td>{html.escape(name)}</td><td style='text-align:right'>{value:.6g}</td></tr>"
-            for name, value in self._metrics.items()
-        )
-        title = html.escape(self.probe) + (f" on {html.escape(self.model)}" if self.model else "")
-        return (
-            f"<div><b>{title}</b> <code>{html.escape(self.key[:SHORT_KEY])}</code>"
-            f"<table>{rows}</table>arrays: {html.escape(', '.join(sorted(self.arrays)))}</div>"
-        )
+        """The card alone, for front ends that are no Jupyter."""
+        return card(self)
+
+    def _ipython_display_(self) -> None:
+        """In a notebook: the card, and under it the main figure."""
+        show(self)
 
 
 def model_name(provenance: Mapping[str, Any]) -> str:

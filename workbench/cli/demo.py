@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from workbench.cli.console import message, number_text, print_table, reporting
+from workbench.cli.console import message, print_table, reporting
 from workbench.cli.report import write_report
 from workbench.errors import CapabilityError, ConfigError, DataError
 
@@ -143,17 +143,4 @@ def _row(result: "Result") -> tuple[str, str, str, str]:
     probe = find_probe(result.probe)
     defaults = dataclasses.asdict(probe.config())
     changed = [f"{k}={v}" for k, v in result.config.items() if v != defaults.get(k)]
-    return result.probe, ", ".join(changed), _finding(probe, result), result.key[:SHORT_KEY]
-
-
-def _finding(probe: "Probe", result: "Result") -> str:
-    """What the probe's figures say in one sentence, else its numbers."""
-    import inspect
-
-    from workbench.discovery import find_figures
-
-    say = getattr(inspect.getmodule(find_figures(probe)), "finding", None)
-    if say is None:
-        numbers = result.metrics().items()
-        return ", ".join(f"{name} {number_text(value)}" for name, value in numbers)
-    return str(say(result.measured))
+    return result.probe, ", ".join(changed), result.finding(), result.key[:SHORT_KEY]
