@@ -3,7 +3,7 @@
 #   make demo    run the probes on the embedded model, write demo/report.html
 #   make test    the test suite            make lint    formatting, style, types
 #   make bench   measure speed and memory  make docs    the documentation site, into site/
-#   make clean   remove what was made here
+#   make clean   remove what was made here  make notebooks   run and save the notebooks
 #
 # PYTHON=/path/to/python chooses the interpreter (3.11 or newer).
 
@@ -13,7 +13,7 @@ STAMP := $(VENV)/.installed
 TORCH := $(shell grep '^torch==' constraints.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench docs picture clean
+.PHONY: help demo test lint bench docs picture notebooks clean
 
 help:
 	@sed -n '3,6s/^# *//p' Makefile
@@ -64,6 +64,10 @@ picture: $(STAMP)
 	@mkdir -p docs/images
 	@$(BIN)/workbench run attention-sinks --model demo --data builtin:natural --n-pos 64 \
 		--cache off -o docs/images/sinks.svg
+
+# As they ran, with figures as pictures; needs Chromium.
+notebooks: $(STAMP)
+	@$(BIN)/python notebooks/execute.py
 
 clean:
 	rm -rf $(VENV) demo build site .pytest_cache .ruff_cache .mypy_cache .hypothesis .coverage

@@ -5,6 +5,7 @@ when the reader comes near it, so that a page of a hundred figures opens at once
 """
 
 import html
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,7 +88,12 @@ class _Section:
 
 
 def write_report(
-    store: Store, path: str | Path, *, title: str = TITLE, keys: Sequence[str] | None = None
+    store: Store,
+    path: str | Path,
+    *,
+    title: str = TITLE,
+    keys: Sequence[str] | None = None,
+    missing: Sequence[str] = (),
 ) -> Path:
     """Write the results of a store on one self-contained page, whole or not at all.
 
@@ -97,6 +103,7 @@ def write_report(
         title: Its title.
         keys: Which results, and in which order; None: all of them, the newest first. A beginning
             of a key is enough.
+        missing: What was asked for and has no result, one line each; listed as left out.
 
     Raises:
         StoreError: The store is empty, a key is not in it, or the page cannot be written.
@@ -104,6 +111,7 @@ def write_report(
     """
     script = _plotly_script()
     chosen, left_out = _choose(store, keys)
+    left_out += missing
     sections = []
     for key in chosen:
         try:
@@ -176,7 +184,8 @@ def _figure(name: str, figure: Any) -> str:
 
 
 def _plain(text: str) -> str:
-    return html.escape(text.replace("<br>", " "))
+    """A title of a figure, which is markup to plotly, as text of the page."""
+    return html.escape(html.unescape(re.sub(r"</?(?:br|b|i)>", " ", text)), quote=False)
 
 
 # The page

@@ -1,12 +1,16 @@
 """The page of a whole store."""
 
 import hashlib
+import json
+import re
+from functools import cache
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 
 from app.report import write_report
+from tests.probes.figures import every_figure
 from tests.probes.figures.planted import planted_result
 from workbench.discovery import find_probe
 from workbench.errors import StoreError
@@ -59,6 +63,12 @@ class Page(HTMLParser):
         else:
             self.text += data
 
+    def figures(self):
+        """The data of every figure, as plotly reads it."""
+        data = [text for text in self.scripts if text.startswith('{"data"')]
+        assert data
+        return [json.dumps(json.loads(text)) for text in data]
+
 
 def test_page_has_a_finding_the_figures_and_the_provenance_of_every_result(store, tmp_path):
     keys = [keep(store, name) for name in ("demo", "other")]
@@ -99,7 +109,43 @@ def test_texts_of_others_stay_text(store, tmp_path):
     assert f"attention-sinks on {EVIL}" in page.text
 
 
-def test_twenty_results_fit_ten_megabytes_with_one_copy_of_plotly(store, tmp_path):
+def test_a_tag_in_a_domain_or_a_token_is_text_in_every_figure(store, tmp_path):
+    """The page's own script draws from data; in that data plotly would read markup."""
+    measured = every_figure.dormant()
+    probe = find_probe("active-dormant")
+    result = Result.from_measurement(probe, measured, key=key_of("evil"), provenance={})
+    store.publish(result)
+    path = write_report(store, tmp_path / "report.html")
+    page = Page(path)
+    assert page.addresses == [f"#{key_of('evil')}"]
+    assert f"Heads in {every_figure.EVIL} and in code" in page.text
+    assert "&amp;lt;" not in path.read_text("utf-8")
+    for data in page.figures():
+        assert "<a href" not in data
+        assert "&lt;a href" in data or "example.com" not in data
+
+
+def test_twenty_results_of_every_probe_fit_ten_megabytes(store, tmp_path):
+    cases = [case for case in every_figure.RESULTS if case != "attention-sinks long"]
+    for number in range(20):
+        case = cases[number % len(cases)]
+        measured = all_results(tmp_path)[case]
+        key = key_of(f"{case} {number}")
+        probe = find_probe(case.split()[0])
+        store.publish(Result.from_measurement(probe, measured, key=key, provenance={}))
+    path = write_report(store, tmp_path / "report.html")
+    assert len(re.findall('<section id="', path.read_text("utf-8"))) == 20
+    assert "Left out" not in Page(path).text
+    assert path.stat().st_size < 10e6
+    assert path.read_text("utf-8").count("* plotly.js v") == 1
+
+
+@cache
+def all_results(folder):
+    return {case: make(folder) for case, make in every_figure.RESULTS.items()}
+
+
+def test_twenty_results_of_large_models_fit_too(store, tmp_path):
     large = planted_result(lengths=(512, 400), n_layers=48, n_heads=25)  # as in GPT-2 XL
     keep(store, "one", large)
     one = write_report(store, tmp_path / "one.html")

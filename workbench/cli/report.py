@@ -1,13 +1,16 @@
-"""``workbench report``: the whole store as one page."""
+"""``workbench report``: a whole store, or one sweep, as one page."""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from workbench.cli import options as given
 from workbench.cli.console import message
+
+if TYPE_CHECKING:
+    from workbench.store.results import Store
 
 
 def report_command(
@@ -15,14 +18,40 @@ def report_command(
         Path, typer.Option("--output", "-o", metavar="PATH", help="The page to write.")
     ] = Path("report.html"),
     store: given.StoreFolder = None,
+    sweep: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KEY",
+            help="Only this sweep's results: a folder's name in STORE/sweeps, or its beginning.",
+        ),
+    ] = None,
 ) -> None:
-    """Write every result of a store on one self-contained page."""
+    """Write the results of a store, or of one sweep, on one self-contained page."""
     given.check_output(output)
     from workbench.store.results import Store
 
     opened = Store(store)
-    print(write_report(opened.path, output))
+    if sweep is None:
+        print(write_report(opened.path, output))
+    else:
+        print(_write_sweep(opened, sweep, output))
     message("next: open it in a browser")
+
+
+def _write_sweep(store: "Store", name: str, output: Path) -> Path:
+    """Write the results of one sweep in the plan's order, and what it has no result for."""
+    from app.report import write_report as write
+    from workbench.execute.kept import read_sweep
+    from workbench.result import SHORT_KEY
+
+    found = read_sweep(store, name)
+    return write(
+        store,
+        output,
+        title=f"Sweep {found.key[:SHORT_KEY]}",
+        keys=found.results,
+        missing=found.missing,
+    )
 
 
 def write_report(
