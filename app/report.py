@@ -37,7 +37,10 @@ p.caption, p.note { margin: 0 0 0.4rem; font-size: 0.9rem; opacity: 0.8; max-wid
 summary { cursor: pointer; padding: 0.4rem 0; }
 table { font-size: 0.9rem; }
 td, th { border-color: #8886; }
-.figure .infolayer text, .figure .cartesianlayer text { fill: currentColor !important; }
+.figure { overflow-x: auto; }
+.figure .infolayer text, .figure .cartesianlayer text, .figure .table text {
+  fill: currentColor !important;
+}
 @media (prefers-color-scheme: dark) {
   body { color: #e8e8e8; background: #15171a; }
   a { color: #8ab8ff; }
@@ -53,6 +56,7 @@ const draw = (place) => {
   if (narrow) {
     figure.layout.height += 70;  // the legend needs more lines
     figure.layout.margin = {...figure.layout.margin, t: 28};
+    if (figure.data[0].type === "table") figure.layout.width = 640;  // scrolls in its place
   }
   const bar = {displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d"]};
   const shown = narrow ? {displayModeBar: false} : bar;
@@ -83,7 +87,9 @@ class _Section:
 
     @property
     def heading(self) -> str:
-        model = f" on {self.result.model}" if self.result.model else ""
+        # A toy task is its own model.
+        named = self.result.model not in ("", self.result.probe)
+        model = f" on {self.result.model}" if named else ""
         return html.escape(f"{self.result.probe}{model}")
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from probes.active_dormant_statistics import Domains
 from workbench.context import Context
+from workbench.encoding import token_texts
 from workbench.models.base import ModelAdapter, Site
 
 EXAMPLE_POS = 48
@@ -65,12 +66,4 @@ def read_examples(
         found = model.capture(prompt[None], [Site("pattern", layer) for layer in layers])
         for example, (layer, head) in enumerate(heads.tolist()):
             pattern[example, d, :length, :length] = found[Site("pattern", layer)][0, head]
-    return Examples(kept, pattern, _texts(model, kept))
-
-
-def _texts(model: ModelAdapter, tokens: Int[Tensor, "domain example_pos"]) -> tuple[str, ...]:
-    """Every token as text, "" past a prompt's end; the number itself without a tokenizer."""
-    ids = tokens.flatten().tolist()
-    if model.tokenizer is None:
-        return tuple("" if i < 0 else str(i) for i in ids)
-    return tuple("" if i < 0 else str(model.tokenizer.decode([i])) for i in ids)
+    return Examples(kept, pattern, token_texts(model.tokenizer, kept))

@@ -35,6 +35,7 @@ from probes.information_flow_routes import COLUMNS
 from probes.information_flow_summary import FlowNumbers
 from probes.information_flow_tokens import KEEP_SETS, item_tokens, predict_redundant
 from workbench.context import Context
+from workbench.encoding import token_labels
 from workbench.errors import DataError
 from workbench.models.base import ModelAdapter
 from workbench.registry import probe
@@ -109,7 +110,7 @@ def measure_information_flow(
     vectors = whole.pop("vectors", None)
     if vectors is not None:
         whole["predicted_redundant"] = _classify(vectors, whole, config.classifier_folds)
-    labels: dict[str, tuple[str, ...]] = {"keep_set": KEEP_SETS, "column": COLUMNS}
+    labels = {"keep_set": KEEP_SETS, "column": COLUMNS, **token_labels(model.tokenizer, tokens)}
     return InformationFlowResult(**whole, config=config, labels=labels)
 
 

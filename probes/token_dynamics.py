@@ -38,6 +38,7 @@ from probes.token_dynamics_results import (
 )
 from probes.token_dynamics_state_space import measure_state_space
 from workbench.context import Context
+from workbench.encoding import token_labels
 from workbench.errors import CapabilityError, DataError
 from workbench.models.base import ModelAdapter, require
 from workbench.registry import probe
@@ -74,7 +75,9 @@ def measure_token_dynamics(
     plan = Plan(config, load_lens(config.tuned_lens, model.spec), order)
     parts = context.each_batch(tokens, lambda batch: measure_batch(model, batch, plan))
     whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    return _walk_result(dict.fromkeys(_OPTIONAL) | whole, config)
+    return _walk_result(
+        dict.fromkeys(_OPTIONAL) | whole, config, token_labels(model.tokenizer, tokens)
+    )
 
 
 _OPTIONAL = (
@@ -118,7 +121,9 @@ def _check(
         check_room(model, lengths, config.new_tokens)
 
 
-def _walk_result(found: dict[str, Any], config: TokenDynamicsConfig) -> WalkResult:
+def _walk_result(
+    found: dict[str, Any], config: TokenDynamicsConfig, names: dict[str, tuple[str, ...]]
+) -> WalkResult:
     """Put the views side by side and name the axes."""
 
     def views(what: str) -> Tensor:
@@ -131,6 +136,7 @@ def _walk_result(found: dict[str, Any], config: TokenDynamicsConfig) -> WalkResu
         "step": steps,
         "model": ("full", "baseline", "silenced"),
         "query": tuple(map(str, config.queries)),
+        **names,
     }
     by_view = {
         "straightness_by_view": views("straight"),

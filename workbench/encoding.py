@@ -160,3 +160,20 @@ def _choose(ids: list[Any], request: Request, where: str) -> list[int]:
                 f"--set n_pos={n_ctx}"
             )
     return list(range(len(ids)))
+
+
+MOST_TEXTS = 8192
+"""Tokens of a result that are kept as text: enough to name them on hover, little on disk."""
+
+
+def token_texts(tokenizer: Any, tokens: Any) -> tuple[str, ...]:
+    """Every token as text, row by row, "" where it is -1; its number where there is no tokenizer."""
+    ids = tokens.flatten().tolist()
+    if tokenizer is None:
+        return tuple("" if i < 0 else str(i) for i in ids)
+    return tuple("" if i < 0 else str(tokenizer.decode([i])) for i in ids)
+
+
+def token_labels(tokenizer: Any, tokens: Any) -> dict[str, tuple[str, ...]]:
+    """Labels that name the tokens of all prompts, row by row; none where there are very many."""
+    return {"token": token_texts(tokenizer, tokens)} if tokens.numel() <= MOST_TEXTS else {}

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from probes.figures.information_flow_routes import figure_routes
 from probes.figures.lines import line_style
-from probes.figures.theme import INK, SEQUENTIAL, SERIES, tick_step, titled, wrapped
+from probes.figures.theme import INK, SEQUENTIAL, SERIES, tick_step, titled, token_name, wrapped
 from probes.information_flow import InformationFlowResult
 from probes.information_flow_cross import pair_mask
 from probes.information_flow_tokens import KEEP_SETS
@@ -72,7 +72,10 @@ def figure_token_scores(result: InformationFlowResult) -> go.Figure:
         ("redundant", ~carries, SERIES[1], "x"),
     )
     for name, where, color, symbol in kinds:
-        rows = torch.stack([prompt, item, pos, size], dim=1)[where].numpy()
+        rows = [
+            (*row, token_name(result.labels, row[0], row[2], own.shape[-1]))
+            for row in torch.stack([prompt, item, pos, size], dim=1)[where].tolist()
+        ]
         figure.add_scatter(
             x=place[where].numpy(),
             y=score[where].numpy(),
@@ -81,7 +84,7 @@ def figure_token_scores(result: InformationFlowResult) -> go.Figure:
             name=name,
             marker={"color": color, "symbol": symbol, "size": 8},
             hovertemplate="prompt %{customdata[0]}, item %{customdata[1]}<br>token at position "
-            "%{customdata[2]}, one of %{customdata[3]}<br>score %{y:.3f}<extra>"
+            "%{customdata[2]}%{customdata[4]}, one of %{customdata[3]}<br>score %{y:.3f}<extra>"
             + name
             + "</extra>",
         )

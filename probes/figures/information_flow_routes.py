@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import plotly.graph_objects as go
 from torch import Tensor
 
-from probes.figures.theme import DASHES, INK, SERIES, tick_step, titled
+from probes.figures.theme import DASHES, INK, SERIES, tick_step, titled, token_name
 from probes.information_flow import InformationFlowResult
 from probes.information_flow_routes import MLP, RESIDUAL
 
@@ -26,8 +26,9 @@ def figure_routes(result: InformationFlowResult, prompt: int = 0) -> go.Figure:
     assert result.route_importance is not None
     mine = result.route_edges[:, 0] == prompt
     edges, share = result.route_edges[mine, 1:], result.route_importance[mine]
-    figure = go.Figure([*_lines(edges, share), _heads(edges, share)])
     n_pos = result.item_of_pos.shape[1]
+    names = [token_name(result.labels, prompt, pos, n_pos) for pos in range(n_pos)]
+    figure = go.Figure([*_lines(edges, share), _heads(edges, share, names)])
     items = (result.item_of_pos[prompt] >= 0).nonzero()[:, 0].tolist()
     top = int(edges[:, 0].max()) + 1 if len(edges) else 1
     figure.add_scatter(
@@ -91,10 +92,18 @@ def _lines(edges: Tensor, share: Tensor) -> Iterator[go.Scatter]:
             shown = True
 
 
-def _heads(edges: Tensor, share: Tensor) -> go.Scatter:
+def _heads(edges: Tensor, share: Tensor, names: list[str]) -> go.Scatter:
     """Invisible points in the middle of edges that say which they are."""
     rows = [
-        ((start + end) / 2, layer + 0.25, layer, _name(head), start, end, weight)
+        (
+            (start + end) / 2,
+            layer + 0.25,
+            layer,
+            _name(head),
+            f"{start}{names[start]}",
+            f"{end}{names[end]}",
+            weight,
+        )
         for (layer, head, start, end), weight in zip(edges.tolist(), share.tolist(), strict=True)
     ]
     return go.Scatter(

@@ -122,7 +122,7 @@ def figure_prompts(result: ReachabilityResult) -> go.Figure:
         f", {len(shown)} of {len(order)} reached pairs shown" if len(order) > len(shown) else ""
     )
     return titled(
-        figure.update_layout(height=240 + 34 * len(shown)),
+        figure.update_layout(height=240 + 34 * len(shown), margin={"l": 14, "r": 14}),
         "Prompts that were found",
         f"input = BOS + control + state, and the model's most likely next token is the target; {_SPACE} "
         "is a space at an end; rank 0: the target came first already",

@@ -34,13 +34,18 @@ def figures(result: ScanSnapSweepResult) -> dict[str, go.Figure]:
 def finding(result: ScanSnapSweepResult) -> str:
     """What the panels say, in one sentence."""
     found = result.metrics()
-    lost = f"; {found['n_diverged']:.0f} diverged" if found["n_diverged"] else ""
-    return (
+    said = [
         f"entropy among distinct tokens ends between {found['entropy_min']:.3f} and "
-        f"{found['entropy_max']:.3f} nats; it falls with lr_z in {found['falls_with_lr_z']:.0%} of "
-        f"the steps and rises with lr_ratio from 2 on in {found['rises_with_lr_ratio']:.0%} "
-        f"({found['n_runs']:.0f} runs{lost})."
-    )
+        f"{found['entropy_max']:.3f} nats"
+    ]
+    # A list of one rate has no steps, and of none is nothing to say.
+    steps = {
+        "falls_with_lr_z": "it falls with lr_z in {:.0%} of the steps",
+        "rises_with_lr_ratio": "it rises with lr_ratio from 2 on in {:.0%} of the steps",
+    }
+    said += [text.format(found[name]) for name, text in steps.items() if np.isfinite(found[name])]
+    lost = f"; {found['n_diverged']:.0f} diverged" if found["n_diverged"] else ""
+    return f"{'; '.join(said)} ({found['n_runs']:.0f} runs{lost})."
 
 
 def figure_panels(

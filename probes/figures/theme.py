@@ -5,8 +5,9 @@ that one figure serves a page of either kind. Colours differ in lightness as wel
 """
 
 import html
+import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import plotly.graph_objects as go
@@ -133,6 +134,12 @@ def plain(text: str) -> str:
     return html.escape(text, quote=False)
 
 
+def token_name(labels: Mapping[str, Sequence[str]], row: int, pos: int, n_pos: int) -> str:
+    """``': " the"'`` for a hover, from labels of all prompts' tokens; "" where there are none."""
+    texts = labels.get("token", ())
+    return f": {plain(repr(texts[row * n_pos + pos]))}" if texts else ""
+
+
 def wrapped(names: Sequence[str]) -> list[str]:
     """Names of categories with a word a line: plotly turns long ones, and cuts them off."""
     return [name.replace(" ", "<br>") for name in names]
@@ -170,17 +177,23 @@ def log_axis(values: Float[np.ndarray, "..."]) -> dict[str, object]:
         if len(inside) >= 3:
             chosen = inside[:: -(-len(inside) // 7)]
             return axis | {"tickvals": chosen, "ticktext": [f"{tick:g}" for tick in chosen]}
-    return axis | {"tickformat": ".3g", "nticks": 5}
+    step = next(
+        digit * 10.0**power
+        for power in range(int(np.floor(np.log10(high - low))), -40, -1)
+        for digit in (5, 2, 1)
+        if (high - low) / digit >= 3 * 10.0**power
+    )
+    ticks = [step * count for count in range(math.ceil(low / step), math.floor(high / step) + 1)]
+    return axis | {"tickvals": ticks, "ticktext": [f"{tick:.6g}" for tick in ticks]}
 
 
-# From coarse to fine; in all but the last, neighbours are about equally far apart.
+# From coarse to fine; neighbours are about equally far apart.
 _LADDERS: tuple[Sequence[float], ...] = (
     (1,),
     (1, 3),
     (1, 2, 5),
     (1, 1.5, 2, 3, 5, 7),
-    (1, 1.2, 1.5, 1.8, 2.2, 2.7, 3.3, 3.9, 4.7, 5.6, 6.8, 8.2),
-    tuple(step / 20 for step in range(20, 200)),
+    (1, 1.2, 1.5, 1.8, 2.2, 2.7, 3.3, 4, 5, 6, 7, 8),
 )
 
 

@@ -2,9 +2,18 @@
 
 import numpy as np
 import plotly.graph_objects as go
+from jaxtyping import Int
 
 from probes.figures.lines import line_style
-from probes.figures.theme import DIVERGING, FAINT, SERIES, choose_positions, tick_step, titled
+from probes.figures.theme import (
+    DIVERGING,
+    FAINT,
+    SERIES,
+    choose_positions,
+    tick_step,
+    titled,
+    token_name,
+)
 from probes.token_dynamics_results import WalkResult
 
 
@@ -26,12 +35,13 @@ def figure_sources(result: WalkResult, prompt: int = 0, query: int = 0) -> go.Fi
         go.Heatmap(
             x=shown,
             z=share.astype(np.float32),
-            customdata=np.asarray(result.attribution_norm[prompt, query])[:, shown],
+            customdata=_hover(result, prompt, query, shown),
             zmin=-size,
             zmax=size,
             colorscale=DIVERGING,
             colorbar={"title": {"text": "share of attn_out"}},
-            hovertemplate="layer %{y}, source %{x}<br>share %{z:.3f}<br>length %{customdata:.3g}"
+            hovertemplate="layer %{y}, source %{x}%{customdata[1]}<br>share %{z:.3f}"
+            "<br>length %{customdata[0]}"
             "<extra></extra>",
         )
     )
@@ -45,6 +55,16 @@ def figure_sources(result: WalkResult, prompt: int = 0, query: int = 0) -> go.Fi
         " shares and the output bias sum to 1; colours end at the 99th percentile",
         f"n = 1 prompt (index {prompt}), {pos + 1} source tokens{drawn}",
     )
+
+
+def _hover(
+    result: WalkResult, prompt: int, query: int, shown: Int[np.ndarray, " shown"]
+) -> list[list[tuple[str, str]]]:
+    """Length and token of every cell."""
+    n_pos = result.arrival.shape[1]
+    names = [token_name(result.labels, prompt, int(pos), n_pos) for pos in shown]
+    norm = np.asarray(result.attribution_norm[prompt, query])[:, shown]
+    return [[(f"{a:.3g}", name) for a, name in zip(row, names, strict=True)] for row in norm]
 
 
 def figure_decoding(result: WalkResult) -> go.Figure:

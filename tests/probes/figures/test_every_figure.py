@@ -128,6 +128,18 @@ def test_maps_of_heads_name_layer_and_head(figures):
             assert "layer %{y}, head %{x}" in figure.data[0].hovertemplate, name
 
 
+def test_positions_name_their_token_where_the_result_knows_it(drawn):
+    walk, flow = drawn["token-dynamics"], drawn["information-flow"]
+    sources = [name for _, name in walk["sources"].data[0].customdata[0]]
+    assert ": ' one'" in sources
+    marks = [row[-1] for trace in flow["token_scores"].data for row in trace.customdata]
+    assert all(re.match(r": '.+'$", name) for name in marks), marks
+    edges = [
+        row[2] for trace in flow["routes"].data if trace.customdata for row in trace.customdata
+    ]
+    assert all(re.match(r"\d+: '.*'$", start) for start in edges), edges
+
+
 def test_colours_can_be_told_apart_by_everyone(figures):
     """Scales are Viridis, or PuOr around a zero that means something; categories have two looks."""
     scales = {go.Heatmap(colorscale=name).colorscale for name in (SEQUENTIAL, DIVERGING)}

@@ -10,8 +10,10 @@ from probes.figures.theme import (
     choose_positions,
     head_name,
     log_axis,
+    plain,
     tick_step,
     titled,
+    wrapped,
 )
 
 
@@ -52,10 +54,43 @@ def test_head_name_is_the_papers():
 
 @pytest.mark.parametrize(
     ("values", "ticks"),
-    [([1.0, 1000.0], ["1", "10", "100", "1000"]), ([0.2, 1.1], ["0.2", "0.5", "1"])],
+    [
+        ([1.0, 1000.0], ["1", "10", "100", "1000"]),
+        ([0.2, 1.1], ["0.2", "0.5", "1"]),
+        ([0.78, 1.72], ["0.8", "1", "1.2", "1.5", "1.8"]),
+        ([0.97, 1.04], ["0.95", "1", "1.05"]),
+    ],
 )
 def test_log_axis_has_plain_numbers(values, ticks):
     assert log_axis(np.array(values))["ticktext"] == ticks
+
+
+def test_log_axis_of_one_value_has_it_in_the_middle():
+    axis = log_axis(np.array([1.0, 1.0]))
+    assert axis["ticktext"] == ["0.5", "1", "2"]
+    assert sum(axis["range"]) == pytest.approx(0.0, abs=1e-9)
+
+
+def test_marks_without_a_hover_name_their_line_and_both_axes():
+    figure = go.Figure()
+    figure.add_scatter(x=[1], y=[2], name="loss")
+    figure.add_scatter(x=[1], y=[2], hoverinfo="skip")
+    figure.add_scatter(x=[1], y=[2], hovertemplate="own")
+    figure.add_bar(x=[1.5], y=["a"], orientation="h")
+    figure.update_xaxes(title="step (updates)")
+    figure.update_yaxes(title="loss (nats)")
+    found = [trace.hovertemplate for trace in titled(figure, "t", "d", "n = 1").data]
+    assert found[0] == (
+        "<b>loss</b><br>step (updates): %{x}<br>loss (nats): %{y:.4g}<extra></extra>"
+    )
+    assert found[1] is None
+    assert found[2] == "own"
+    assert found[3] == "step (updates): %{x:.4g}<br>loss (nats): %{y}<extra></extra>"
+
+
+def test_texts_from_elsewhere_lose_their_markup_and_long_names_their_length():
+    assert plain("<b>a</b> & 'b'") == "&lt;b&gt;a&lt;/b&gt; &amp; 'b'"
+    assert wrapped(["day prefixes", "days"]) == ["day<br>prefixes", "days"]
 
 
 def test_log_axis_leaves_out_what_has_no_logarithm():
