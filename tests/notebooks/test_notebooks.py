@@ -57,7 +57,7 @@ def test_none_is_missing_and_the_readme_and_the_page_name_them_all():
     readme, page = ((ROOT / name).read_text("utf-8") for name in ("README.md", "docs/notebooks.md"))
     assert "docs/notebooks.md" in readme
     for name in NAMES:
-        assert f"(../notebooks/{name}.ipynb)" in page
+        assert f"`notebooks/{name}.ipynb`" in page
 
 
 @of_each
@@ -112,7 +112,7 @@ def test_outputs_are_small_and_figures_are_pictures():
 
 def test_the_probe_of_notebook_06_is_the_one_of_the_page():
     page = (ROOT / "docs" / "writing_a_probe.md").read_text("utf-8")
-    (listing,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    listing, *_ = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
     first, *_ = code_cells(FOLDER / "06_your_own_probe.ipynb")
     assert source(first).strip() == listing.strip()
     assert sum(bool(line.strip()) for line in listing.splitlines()) <= 30
