@@ -7,7 +7,8 @@ disk until they are asked for, and torch, pandas and plotly are imported only wh
 import dataclasses
 import inspect
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -213,8 +214,9 @@ class Result:
         Raises:
             WorkbenchError: plotly is not installed.
         """
-        draw = self._drawing()
-        return {} if draw is None else draw(self.measured)
+        with _asking_for_plotly():
+            draw = discovery.find_figures(discovery.find_probe(self.probe))
+            return {} if draw is None else draw(self.measured)
 
     def finding(self) -> str:
         """What was found: the probe's own sentence, or the headline numbers where it has none.
@@ -223,19 +225,12 @@ class Result:
             WorkbenchError: plotly is not installed.
         """
         # The sentence stands beside the figures: both say a result, and neither measures.
-        say = getattr(inspect.getmodule(self._drawing()), "finding", None)
-        if say is not None:
-            return str(say(self.measured))
+        with _asking_for_plotly():
+            draw = discovery.find_figures(discovery.find_probe(self.probe))
+            say = getattr(inspect.getmodule(draw), "finding", None)
+            if say is not None:
+                return str(say(self.measured))
         return ", ".join(f"{name} {value:.4g}" for name, value in self._metrics.items()) + "."
-
-    def _drawing(self) -> Any:
-        """The function that draws this result; None where the probe has no figures."""
-        try:
-            return discovery.find_figures(discovery.find_probe(self.probe))
-        except ModuleNotFoundError as error:
-            if (error.name or "").split(".")[0] != "plotly":
-                raise
-            raise WorkbenchError(missing_package("a figure", "plotly", "view")) from error
 
     def save(self, path: str | Path) -> Path:
         """Write the result as .json, .csv, .parquet, .html, .png or .svg, by the suffix.
@@ -269,6 +264,17 @@ class Result:
     def _ipython_display_(self) -> None:
         """In a notebook: the card, and under it the main figure."""
         show(self)
+
+
+@contextmanager
+def _asking_for_plotly() -> Iterator[None]:
+    """Say what to install where figures, which may import it late, find no plotly."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] != "plotly":
+            raise
+        raise WorkbenchError(missing_package("a figure", "plotly", "view")) from error
 
 
 def model_name(provenance: Mapping[str, Any]) -> str:

@@ -32,15 +32,15 @@ def figure_attention(result: ScanSnapTextResult) -> go.Figure:
         "entropy over even (share)": result.entropy,
         "moved since before (share)": result.change,
         "on common words (ratio)": result.common_ratio,
-        "loss (nats a word)": None,
     }
     headings = ["entropy of attention", "change between checkpoints", "common words", "loss"]
     figure = make_subplots(
         2, 2, subplot_titles=headings, vertical_spacing=0.26, horizontal_spacing=0.14
     )
-    for panel, (title, values) in enumerate(panels.items()):
+    for panel, title in enumerate([*panels, "loss (nats a word)"]):
         figure.update_yaxes(title=title, row=panel // 2 + 1, col=panel % 2 + 1)
-        for layer in range(0 if values is None else values.shape[1]):
+    for panel, values in enumerate(panels.values()):
+        for layer in range(values.shape[1]):
             figure.add_scatter(
                 x=step + 1,
                 y=values[:, layer].numpy(),
