@@ -161,6 +161,7 @@ def _extent(group: Sequence[Problem]) -> tuple[int, int, int]:
 
 
 def ask(bench: Bench, group: Sequence[Problem]) -> Problems:
+    """Targets and free dimensions of a group, side by side."""
     _, n_target, n_attacked = _extent(group)
     device = bench.resid.device
     targets = torch.full((len(group), n_target), NO_TARGET)
