@@ -49,19 +49,23 @@ def _n_new() -> int:
 
 
 def _save(content: dict[str, Any], name: str, n_layers: int, n_heads: int) -> None:
-    # The name without its folder: a file that is passed on must not tell where a model lay. What a
-    # loaded file says of its model stays.
-    about = {"model": name.rstrip("/").rpartition("/")[2], "layers": n_layers, "n_heads": n_heads}
-    whole = {**about, **content}
     st.download_button(
         "Save as an intervention file",
-        json.dumps({key: value for key, value in whole.items() if value is not None}, indent=1)
-        + "\n",
+        file_text(content, name, n_layers, n_heads),
         f"{content['name']}.json",
         "application/json",
         on_click="ignore",
         icon=":material/save:",
     )
+
+
+def file_text(content: dict[str, Any], name: str, n_layers: int, n_heads: int) -> str:
+    """What is saved: the intervention and the shape of the model it is for."""
+    # The name without its folder: a file that is passed on must not tell where a model lay. What a
+    # loaded file says of its model stays.
+    about = {"model": name.rstrip("/").rpartition("/")[2], "layers": n_layers, "n_heads": n_heads}
+    whole = {key: value for key, value in {**about, **content}.items() if value is not None}
+    return json.dumps(whole, indent=1) + "\n"
 
 
 def _generate(name: str, prompt: str, n_new: int, content: dict[str, Any]) -> None:

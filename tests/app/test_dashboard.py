@@ -20,9 +20,12 @@ import workbench as wb
 from app import jobs, models, registry
 from app.components.result_view import stock_twin
 from app.components.text import plain
+from app.views.playground import file_text
 from tests.probes.figures.planted import planted_result
 from workbench.discovery import find_probe, load_probes
 from workbench.errors import ModelError
+from workbench.interventions.files import from_content
+from workbench.interventions.zerotuning import ZeroTuning
 from workbench.models.names import demo_folder
 from workbench.result import Result
 from workbench.store.results import Store
@@ -411,6 +414,15 @@ def test_the_playground_loads_a_calibration_and_saves_one():
     assert moved[0, 1] > 1e-3
     assert moved[0, [0, 2, 3]].max() < 1e-6
     assert list(tab.get("download_button"))
+
+
+def test_what_the_playground_saves_loads_again_and_tells_no_folder():
+    form = {"name": "zerotuning", "version": 1, "gamma": 2.0, "mode": "score", "heads": None}
+    saved = json.loads(file_text(form, "/home/someone/models/mine/", 4, 8))
+    assert from_content(saved) == ZeroTuning(2.0)
+    assert (saved["model"], saved["layers"], saved["n_heads"]) == ("mine", 4, 8)
+    # A calibration that was loaded is saved as it is, its scores with it.
+    assert json.loads(file_text(CALIBRATED, "demo", 4, 4)) == {**CALIBRATED, "model": "demo"}
 
 
 @needs_demo

@@ -12,6 +12,7 @@ from workbench.interventions.act import ACT
 
 EDITS = {
     "zerotuning": wb.ZeroTuning(3.0),
+    "near nothing": wb.ZeroTuning(1e-4),  # no accurate output form: runs in tiles
     "key": wb.ZeroTuning(1.5, mode="key"),
     "act": ACT(1.2, 0.2),
     "act full": ACT(1.2, 0.2, mode="full"),

@@ -12,7 +12,7 @@ from workbench.calibration.effects import (
     Work,
     stock_answers,
 )
-from workbench.calibration.race import PROBES, filter_heads
+from workbench.calibration.race import filter_heads
 from workbench.calibration.settings import Run
 from workbench.evaluation.scoring import pad_left
 from workbench.interventions.act import ACT, DampedMass
@@ -60,7 +60,9 @@ def test_the_race_keeps_the_heads_that_brute_force_keeps(seed, batch_size, reach
     model = wb.wrap(tiny_model("gpt2", seed=seed, n_layer=3))
     asked = questions(18, seed=seed)
     act = ACT(alpha=1.5, beta=0.1)
-    race, _, work = filter_heads(model, asked, act, range(3), Run(batch_size), reach=reach)
+    race, _, work = filter_heads(
+        model, asked, act, range(3), Run(batch_size), reach=reach, probes=6
+    )
     assert list(race.kept()) == brute_force(model, asked, act, range(3))
     naive = (3 * 4 + 1) * len(asked) * 3
     assert work.layer_forwards < naive
@@ -81,15 +83,23 @@ def with_far_margins(model, n, n_near):
 def test_rows_far_from_the_border_are_spared_and_the_choice_stays():
     model = wb.wrap(tiny_model("gpt2", seed=1, n_layer=4))
     asked, act = with_far_margins(model, 64, 10), ACT(alpha=1.5, beta=0.5)
-    race, stock, work = filter_heads(model, asked, act, range(4), Run(16))
+    race, stock, work = filter_heads(model, asked, act, range(4), Run(16), probes=16)
     assert list(race.kept()) == brute_force(model, asked, act, range(4))
     assert race.kept()
     naive = (4 * 4 + 1) * len(asked) * 4
     exact = filter_heads(model, asked, act, range(4), Run(16), reach=None)[2]
     assert work.layer_forwards < exact.layer_forwards < naive
     # Of 64 rows a head needs its probes and those near the border, no more.
-    assert int(race.run.max()) <= PROBES + 10 + 16
+    assert int(race.run.max()) <= 16 + 10 + 16
     assert int(stock.touched.sum()) > 2 * int(race.run.sum())
+
+
+def test_too_few_questions_for_probes_are_run_exactly(model):
+    asked, act = questions(5), ACT(alpha=1.5, beta=0.1)
+    few, _, spent = filter_heads(model, asked, act, range(2), Run(8), probes=3)
+    exact, _, wanted = filter_heads(model, asked, act, range(2), Run(8), reach=None)
+    assert spent == wanted
+    assert torch.equal(few.run, exact.run)
 
 
 def test_a_race_that_was_broken_off_goes_on(model, tmp_path):

@@ -99,8 +99,17 @@ def test_rows_are_told_by_where_they_stand(model):
     alike = Question("The", (" one thing", " one other"), 0, where="line 5 of x.jsonl")
     with pytest.raises(DataError, match=r"line 5 of x\.jsonl do not"):
         encode_questions(model, [QUESTIONS[0], alike], Settings())
+
+
+def test_a_prompt_without_a_token_is_refused():
+    from tests.zoo import tiny_model
+
+    def letters(text, **_):  # a tokenizer that puts nothing in front
+        return {"input_ids": [ord(letter) for letter in text]}
+
+    bare = wb.wrap(tiny_model("gpt2"), letters)
     with pytest.raises(DataError, match="at least one token; that of row 1 has none"):
-        encode_questions(model, [Question(" ", (" a", " b"), 0)], Settings())
+        encode_questions(bare, [Question(" ", (" a", " b"), 0)], Settings())
 
 
 def test_labels_that_begin_alike_are_refused_by_the_first_token_alone(model):

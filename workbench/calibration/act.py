@@ -43,7 +43,9 @@ def calibrate_act(
     intervention = ACT(**settings)
     parts = encode_parts(model, splits)
     reach = config.reach if config.race == "margin" else None
-    race, stock, work = filter_heads(model, parts.profile, intervention, layers, run, reach=reach)
+    race, stock, work = filter_heads(
+        model, parts.profile, intervention, layers, run, reach=reach, probes=config.probes
+    )
     heads = race.kept()
 
     def by_head(values: Tensor) -> dict[str, int]:

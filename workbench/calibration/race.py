@@ -38,8 +38,8 @@ from workbench.interventions.act import ACT, DampedMass
 from workbench.models.base import ModelAdapter
 
 Head = tuple[int, int]
-PROBES = 16
-"""Rows a head must have run on before it can be done by its margins."""
+LEAST = 2
+"""Questions for every probe; with fewer, probes cost what they save, and the race is the exact one."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +106,7 @@ def filter_heads(
     run: Run,
     *,
     reach: float | None = 2.0,
+    probes: int = 48,
 ) -> tuple[Race, Stock, Work]:
     """Race the heads of some layers.
 
@@ -116,6 +117,7 @@ def filter_heads(
         layers: Whose heads take part.
         run: Batch size, progress, kept parts.
         reach: See the module's docstring; None: the exact race.
+        probes: Rows a head must have run on before it can be done by its margins.
     """
     work, spec = Work(), model.spec
     residuals = Residuals(model, questions)
@@ -124,10 +126,12 @@ def filter_heads(
     heads = [(layer, head) for layer in layers for head in range(spec.n_heads)]
     race = Race.of(heads, spec.n_layers, spec.n_heads)
     n_done, total = len(questions), 2 * len(questions)
-    for name, rows in _waves(stock.margin, with_probes=reach is not None):
+    if reach is None or len(questions) < LEAST * probes:
+        reach, probes = float("inf"), 0
+    for name, rows in _waves(stock.margin, probes):
         for start in range(0, len(rows), run.batch_size):
             batch = rows[start : start + run.batch_size]
-            pairs = _pairs(race, stock, batch, reach, spoiling=name == "right")
+            pairs = _pairs(race, stock, batch, (reach, probes), spoiling=name == "right")
             if pairs:
                 part = run.piece(f"act-{name}-{start}", partial(_run_pairs, field, pairs))
                 race.add(part)
@@ -180,13 +184,11 @@ def _survey_batch(
     }
 
 
-def _waves(margin: Float[Tensor, " row"], *, with_probes: bool) -> Iterator[tuple[str, list[int]]]:
+def _waves(margin: Float[Tensor, " row"], n_probes: int) -> Iterator[tuple[str, list[int]]]:
     """Probes, then wrong answers, then right ones; the closest to the border first."""
     order = margin.abs().argsort(stable=True).tolist()
-    probes: list[int] = []
-    if with_probes:
-        n_probes = min(PROBES, len(order))
-        probes = [order[int((k + 0.5) * len(order) / n_probes)] for k in range(n_probes)]
+    n_probes = min(n_probes, len(order))
+    probes = [order[int((k + 0.5) * len(order) / n_probes)] for k in range(n_probes)]
     rest = [row for row in order if row not in set(probes)]
     yield "probes", probes
     yield "wrong", [row for row in rest if margin[row] <= 0]
@@ -194,16 +196,17 @@ def _waves(margin: Float[Tensor, " row"], *, with_probes: bool) -> Iterator[tupl
 
 
 def _pairs(
-    race: Race, stock: Stock, rows: Sequence[int], reach: float | None, *, spoiling: bool
+    race: Race, stock: Stock, rows: Sequence[int], rule: tuple[float, int], *, spoiling: bool
 ) -> list[tuple[int, int, int]]:
-    """(layer, head, row) that must still be run."""
+    """(layer, head, row) that must still be run, by reach and number of probes."""
+    reach, probes = rule
     index = torch.tensor(rows)
     wanted = stock.touched[..., index]
     if spoiling:
         wanted = wanted & (race.won > race.lost)[..., None]
-    if reach is not None:
+    if reach < float("inf"):
         near = stock.margin[index].abs() <= reach * race.moved[..., None]
-        wanted = wanted & (near | (race.run < PROBES)[..., None])
+        wanted = wanted & (near | (race.run < probes)[..., None])
     return [
         (layer, head, rows[at])
         for layer, head in race.heads

@@ -90,6 +90,7 @@ class ActCalibration:
         "race=margin: a head is done at margins so many times the largest change it has made",
         low=1.0,
     )
+    probes: int = setting(48, "race=margin: rows a head runs on before it can be done", low=1)
     skip_first_layers: int = setting(2, "layers at the entry that are left alone", low=0)
     skip_last_layers: int = setting(1, "layers at the end that are left alone", low=0)
 
