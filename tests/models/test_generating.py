@@ -151,3 +151,17 @@ def test_edits_of_one_layer_go_on_together_when_the_first_token_has_left_the_win
     with model.edit(wb.ZeroTuning(5.0), ACTING, wb.ZeroTuning(1.5, mode="key")):
         cached = model.generate(tokens, **GREEDY)
         assert torch.equal(cached, model.generate(tokens, use_cache=False, **GREEDY))
+
+
+def test_threads_that_leave_in_any_order_leave_torch_as_it_was():
+    from torch._dynamo import eval_frame
+
+    from workbench.models.generating import uncompiled
+
+    first, second = uncompiled(), uncompiled()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert eval_frame._stance.stance == "force_eager"
+    second.__exit__(None, None, None)
+    assert eval_frame._stance.stance == "default"

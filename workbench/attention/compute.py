@@ -74,8 +74,9 @@ def _output_form(call: Pass, edit: AttentionEdit, stock: Callable[[], Tensor]) -
         found = attend(inputs, {}, call.row_valid, want=wanted)
         assert found.log_sum is not None
         kernel = (stock() if found.output is None else found.output), found.log_sum
-    assert edit.output is not None
-    return edit.output(AttentionCall(call.layer, inputs, kernel[1], call.first_key), kernel[0])
+    output = edit.checked or edit.output
+    assert output is not None
+    return output(AttentionCall(call.layer, inputs, kernel[1], call.first_key), kernel[0])
 
 
 def _one_softmax(inputs: AttentionInputs) -> bool:

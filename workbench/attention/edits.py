@@ -55,11 +55,29 @@ class AttentionCall:
         """Scores of every query on some keys times ``factor``, capped; -inf where hidden."""
         return key_scores(self.inputs, columns, factor)
 
-    def first_scores(self, factor: Factor = 1) -> Float[Tensor, "batch head q_pos"]:
-        """``scores`` on the first key of every prompt, by the cheapest way."""
+    def first_products(self) -> Float[Tensor, "batch head q_pos"]:
+        """Products of every query with the first key of its prompt, before any scale."""
         if self.first_key is None:
-            return _capped_and_masked(self.inputs, _first_products(self.inputs), factor)[..., 0]
-        return self.scores(self.first_key[:, None], factor)[..., 0]
+            return _first_products(self.inputs)
+        return _products(self.inputs, self.first_key[:, None])[..., 0]
+
+    def surprise(
+        self, products: Float[Tensor, "batch head q_pos"], factor: Factor = 1
+    ) -> Float[Tensor, "batch head q_pos"]:
+        """-log of the weight that the first key has if its products are ``factor`` times these.
+
+        The row's normaliser is that of the weights as they are; infinite where the key is hidden.
+        """
+        inputs = self.inputs
+        if inputs.softcap is None and inputs.mask is None and self.first_key is None:
+            # The first key comes before every query: two passes over the rows less.
+            if isinstance(factor, Tensor):
+                return self.log_sum - products * (inputs.scaling * factor.to(products))[:, None]
+            return torch.sub(self.log_sum, products, alpha=inputs.scaling * factor)
+        columns = None if self.first_key is None else self.first_key[:, None]
+        scores = _capped_and_masked(inputs, products[..., None], factor, columns)[..., 0]
+        # A row that sees nothing has an infinite log-sum: hidden too.
+        return (self.log_sum - scores).nan_to_num(nan=torch.inf, posinf=torch.inf)
 
     def first_values(self) -> Float[Tensor, "batch head d_value"]:
         """Value of the first key of every prompt, repeated for the query heads of each group."""
@@ -89,17 +107,22 @@ def key_scores(
         columns: The keys of every prompt.
         factor: One number, or one for each head.
     """
+    return _capped_and_masked(inputs, _products(inputs, columns), factor, columns)
+
+
+def _products(
+    inputs: AttentionInputs, columns: Int[Tensor, "batch n"]
+) -> Float[Tensor, "batch head q_pos n"]:
     key = _picked(inputs.key, columns, inputs.n_groups)
-    products = torch.einsum("bhqd,bhnd->bhqn", inputs.query.float(), key)
-    return _capped_and_masked(inputs, products, factor, columns)
+    return torch.einsum("bhqd,bhnd->bhqn", inputs.query.float(), key)
 
 
-def _first_products(inputs: AttentionInputs) -> Float[Tensor, "batch head q_pos one"]:
+def _first_products(inputs: AttentionInputs) -> Float[Tensor, "batch head q_pos"]:
     """Products of every query with column 0: query heads of one group are rows of one product."""
     batch, n_heads, n_q, d_head = inputs.query.shape
     query = inputs.query.float().reshape(batch, inputs.key.shape[1], -1, d_head)
     key = inputs.key[:, :, :1].float().transpose(-1, -2)
-    return torch.matmul(query, key).view(batch, n_heads, n_q, 1)
+    return torch.matmul(query, key).view(batch, n_heads, n_q)
 
 
 def _capped_and_masked(
@@ -172,9 +195,8 @@ class AttentionEdit:
     """An exact change of one layer's attention, in both forms."""
 
     layer: int
-    output: Callable[[AttentionCall, Tensor], Tensor | None] | None
-    """(call, z [batch q_pos head d_value]) -> z; None: there is no output form, tiles are changed. It
-    may return None where it would not be accurate on this call; then tiles are changed too."""
+    output: Callable[[AttentionCall, Tensor], Tensor] | None
+    """(call, z [batch q_pos head d_value]) -> z; None: there is no output form, tiles are changed."""
     pattern: Callable[[Tensor, Tensor], Tensor] | None
     """(pattern [batch head q_pos k_pos], first key of each prompt [batch]) -> pattern."""
     begin: "Callable[[TiledCall], Callable[[PatternBlock], Tensor]] | None" = None
@@ -186,6 +208,8 @@ class AttentionEdit:
     place; None: it remembers nothing."""
     first_key_bias: Float[Tensor, " head"] | None = None
     """Set where the whole edit is this on the first key's score, so that a kernel may add it itself."""
+    checked: Callable[[AttentionCall, Tensor], Tensor | None] | None = None
+    """``output`` where how accurate it is shows on the call alone: None, and tiles are changed."""
     gain: float = 1.0
     """At most how many times as large the rounding of z is in what ``output`` makes of it."""
 

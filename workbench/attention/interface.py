@@ -46,8 +46,7 @@ def implementation_name(stock: str) -> str:
 
     name = f"workbench_{stock}"
     if name not in ALL_MASK_ATTENTION_FUNCTIONS:
-        # What an edit remembers lives in Python: compiled code breaks off here and goes on behind it.
-        AttentionInterface.register(name, torch.compiler.disable(_attention))
+        AttentionInterface.register(name, _breaking_attention)
         # Without a mask function of its own, transformers would drop padding and windows.
         AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[stock])
     return name
@@ -72,6 +71,17 @@ def _attention(
         )
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     return session.attend(module, query, key, value, attention_mask, scaling, kwargs), None
+
+
+def _breaking_attention(module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Tensor, None]:
+    """What an edit remembers lives in Python: compiled code breaks off here and goes on behind it."""
+    if torch.compiler.is_compiling():
+        return _uncompiled_attention(module, *args, **kwargs)
+    # Without the break's own price, which is a tenth of a decoded token's attention.
+    return _attention(module, *args, **kwargs)
+
+
+_uncompiled_attention = torch.compiler.disable(_attention)
 
 
 def stock_attention(stock: str, module: nn.Module) -> Callable[..., tuple[Tensor, Any]]:
@@ -139,16 +149,17 @@ class AttentionSession:
         """Run one layer's attention, read what is asked and apply the edits."""
         layer = self.layers[module]
         self.calls[layer] += 1
+        n_q, n_k = query.shape[2], key.shape[2]
         # As many queries as keys: a first pass, or one without a cache; the count starts anew.
-        self.seen[layer] = query.shape[2] + self.seen[layer] * (query.shape[2] < key.shape[2])
-        # A static cache is handed over whole: what lies behind the tokens so far is still empty.
-        filled = slice(0, self.seen[layer])
+        seen = self.seen[layer] = n_q + (self.seen[layer] if n_q < n_k else 0)
         whole_mask = _with_position_bias(mask, kwargs.get("position_bias"))
+        # A static cache is handed over whole: what lies behind the tokens so far is still empty.
+        filled = seen >= n_k
         inputs = AttentionInputs(
             query,
-            key[:, :, filled],
-            value[:, :, filled],
-            None if whole_mask is None else whole_mask[..., filled],
+            key if filled else key[:, :, :seen],
+            value if filled else value[:, :, :seen],
+            whole_mask if filled or whole_mask is None else whole_mask[..., :seen],
             scaling,
             softcap=kwargs.get("softcap"),
             sinks=kwargs.get("s_aux"),
@@ -171,8 +182,8 @@ class AttentionSession:
             run = stock_attention(self.stock, module)
             return run(module, query, key, value, mask, dropout=0.0, scaling=scaling, **kwargs)[0]
 
-        n_before = self.seen[layer] - query.shape[2]
-        pass_ = Pass(inputs, layer, first_key, self._rows(inputs), n_before, self.stock == "sdpa")
+        rows = self._rows(inputs)
+        pass_ = Pass(inputs, layer, first_key, rows, seen - n_q, self.stock == "sdpa")
         z, found = compute(pass_, statistics, attention_edits, stock)
         for edit in edits:
             if isinstance(edit, ActivationEdit):

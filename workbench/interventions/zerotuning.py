@@ -116,12 +116,13 @@ class ZeroTuning:
         return found
 
     def _edit_score(self, layer: int, gammas: Float[Tensor, " head"]) -> AttentionEdit:
-        excess = (gammas - 1.0)[:, None]
-        by_head = gammas[:, None]
+        excess, by_head = (gammas - 1.0)[:, None], gammas[:, None]
 
         def output(call: AttentionCall, z: Tensor) -> Tensor:
-            weight = torch.exp(call.first_scores() - call.log_sum)
-            return _mixed(z, weight * excess.to(weight.device), call.first_values())
+            # (g - 1) a_0 / (1 + (g - 1) a_0), divided by a_0: where the key is hidden, 1 / a_0 is infinite.
+            inverse = torch.exp(call.surprise(call.first_products()))
+            above = excess.to(inverse.device)
+            return _moved(z, above / (inverse + above), call.first_values())
 
         def pattern(pattern: Tensor, first_key: Tensor) -> Tensor:
             return scale_first_column(pattern, first_key, by_head)
@@ -131,14 +132,20 @@ class ZeroTuning:
         return AttentionEdit(layer, output, pattern, first_key_bias=gammas.log(), gain=gain)
 
     def _edit_key(self, layer: int, gammas: Float[Tensor, " head"]) -> AttentionEdit:
-        def output(call: AttentionCall, z: Tensor) -> Tensor | None:
-            before, after = call.first_scores(), call.first_scores(gammas)
-            weight = torch.exp(before - call.log_sum)
-            scaled = torch.exp((after - call.log_sum).clamp(max=LARGEST_LOG))
-            # D = 1 + scaled - weight divides the rounding of z, and a query's own gamma has no floor.
-            if bool((scaled - weight < 1.0 / largest_gain(z.dtype) - 1.0).any()):
+        def leverage(call: AttentionCall) -> Float[Tensor, "batch head q_pos"]:
+            products = call.first_products()
+            before = torch.exp(-call.surprise(products))
+            return torch.exp((-call.surprise(products, gammas)).clamp(max=LARGEST_LOG)) - before
+
+        def output(call: AttentionCall, z: Tensor) -> Tensor:
+            return _mixed(z, leverage(call), call.first_values())
+
+        def checked(call: AttentionCall, z: Tensor) -> Tensor | None:
+            found = leverage(call)
+            # D = 1 + leverage divides the rounding of z, and a query's own gamma has no floor.
+            if bool((found < 1.0 / largest_gain(z.dtype) - 1.0).any()):
                 return None
-            return _mixed(z, scaled - weight, call.first_values())
+            return _mixed(z, found, call.first_values())
 
         def begin(call: TiledCall) -> Callable[[PatternBlock], Tensor]:
             by_query = _query_gammas(call.scores, call.first_key, gammas)
@@ -150,7 +157,7 @@ class ZeroTuning:
 
             return change
 
-        return AttentionEdit(layer, output, None, begin)
+        return AttentionEdit(layer, output, None, begin, checked=checked)
 
 
 def _query_gammas(
@@ -179,9 +186,18 @@ def _mixed(
     leverage: Float[Tensor, "batch head q_pos"],
     value: Float[Tensor, "batch head d_value"],
 ) -> Float[Tensor, "batch q_pos head d_value"]:
-    """(z + leverage v_0) / (1 + leverage), as a step from z towards v_0: leverage 0 leaves z as it is."""
-    step = (leverage / (1.0 + leverage)).transpose(1, 2)[..., None]
-    return torch.lerp(z.float(), value.float()[:, None], step).to(z.dtype)
+    """(z + leverage v_0) / (1 + leverage)."""
+    return _moved(z, leverage / (1.0 + leverage), value)
+
+
+def _moved(
+    z: Float[Tensor, "batch q_pos head d_value"],
+    step: Float[Tensor, "batch head q_pos"],
+    value: Float[Tensor, "batch head d_value"],
+) -> Float[Tensor, "batch q_pos head d_value"]:
+    """A step from z towards v_0; where it is 0, z stays bit for bit."""
+    moved = torch.lerp(z.float(), value.float()[:, None], step.transpose(1, 2)[..., None])
+    return moved.to(z.dtype)
 
 
 def scale_first_column(

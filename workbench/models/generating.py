@@ -1,7 +1,8 @@
 """Ways of generating under edits: what is refused by name, and what keeps step with transformers' loop."""
 
+import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -90,10 +91,37 @@ def following_beams(model: Any, edits: Sequence[Edit]) -> Iterator[None]:
         del model._reorder_cache
 
 
-def uncompiled() -> AbstractContextManager[Any]:
+class _Uncompiled:
+    """How many contexts of all threads want compiled code to be left aside; torch knows one stance."""
+
+    def __init__(self) -> None:
+        self.lock, self.depth, self.stance = threading.Lock(), 0, ExitStack()
+
+    def enter(self) -> None:
+        with self.lock:
+            if self.depth == 0:
+                self.stance.enter_context(torch.compiler.set_stance("force_eager"))
+            self.depth += 1
+
+    def leave(self) -> None:
+        with self.lock:
+            self.depth -= 1
+            if self.depth == 0:
+                self.stance.close()
+
+
+_uncompiled = _Uncompiled()
+
+
+@contextmanager
+def uncompiled() -> Iterator[None]:
     """Run compiled models as they were written: compiled code does not see hooks set after it.
 
     torch leaves hooks out of what it checks before it runs compiled code again, so that an edit by
     hooks would silently not happen.
     """
-    return torch.compiler.set_stance("force_eager")
+    _uncompiled.enter()
+    try:
+        yield
+    finally:
+        _uncompiled.leave()
