@@ -173,7 +173,7 @@ def _finished(panels: go.Figure, first: go.Figure, scale: dict[str, Any], unit: 
     bar = {"title": {"text": unit, "side": "right"}, "thickness": 14}
     panels.update_layout(template=TEMPLATE, coloraxis=scale | {"colorbar": bar})
     panels.update_layout(height=max(320, int(first.layout.height or 380) - 60), margin_t=50)
-    n_rows, n_columns = panels.data[0].z.shape
+    n_rows, n_columns = array_of(panels.data[0].z).shape
     every = [max(1, number // 12) for number in (n_columns, n_rows)]  # never half a head
     panels.update_xaxes(title=first.layout.xaxis.title.text, showgrid=False, dtick=every[0])
     panels.update_yaxes(showgrid=False, dtick=every[1])

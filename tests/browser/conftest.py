@@ -178,6 +178,7 @@ class Tab:
         main = self.page.get_by_test_id("stMain")
         height = min(main.evaluate("main => main.scrollHeight"), 2200)
         self.page.set_viewport_size({"width": width, "height": height})
+        main.evaluate("main => main.scrollTo(0, 0)")
         self.page.wait_for_timeout(1500)  # figures are drawn again for the new size
         self.page.evaluate(RENAME, [str(self.server.store), "my-store"])
         path = Path(SCREENSHOTS) / f"{name}.png"
