@@ -37,6 +37,9 @@ class Script:
     def __init__(self, events, then=lambda: None):
         self._events, self._then = events, then
 
+    def room(self, cells):
+        return None
+
     def execute(self, cells, store, emit):
         for event in self._events:
             emit(event)
