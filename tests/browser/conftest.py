@@ -154,10 +154,6 @@ class Tab:
         """Wait until the page has been painted and its run has ended."""
         self.page.get_by_role("heading", level=1).first.wait_for()
         self.page.locator("[data-test-script-state=notRunning]").wait_for()
-        # The parts of the browser's own program come one by one; grey bars stand in their places.
-        self.page.wait_for_function(
-            "() => !document.querySelector('[data-testid=stSkeleton], [data-testid=stAppSkeleton]')"
-        )
 
     def choose(self, label, text):
         """Choose from a list by typing, as a person without a mouse does."""
@@ -173,6 +169,10 @@ class Tab:
         from PIL import Image
 
         self.settle()
+        # The parts of the browser's own program come one by one; grey bars stand in their places.
+        self.page.wait_for_function(
+            "() => !document.querySelector('[data-testid=stSkeleton], [data-testid=stAppSkeleton]')"
+        )
         width = self.page.viewport_size["width"]
         self.page.set_viewport_size({"width": width, "height": 700})
         main = self.page.get_by_test_id("stMain")
