@@ -103,6 +103,7 @@ def main() -> None:
             "playground",
             "training",
             "jobs",
+            "sweeps",
             *registry.probe_names(),
         ):
             cold = []

@@ -173,8 +173,10 @@ def _finished(panels: go.Figure, first: go.Figure, scale: dict[str, Any], unit: 
     bar = {"title": {"text": unit, "side": "right"}, "thickness": 14}
     panels.update_layout(template=TEMPLATE, coloraxis=scale | {"colorbar": bar})
     panels.update_layout(height=max(320, int(first.layout.height or 380) - 60), margin_t=50)
-    panels.update_xaxes(title=first.layout.xaxis.title.text, showgrid=False)
-    panels.update_yaxes(showgrid=False)
+    n_rows, n_columns = array_of(panels.data[0].z).shape
+    every = [max(1, number // 12) for number in (n_columns, n_rows)]  # never half a head
+    panels.update_xaxes(title=first.layout.xaxis.title.text, showgrid=False, dtick=every[0])
+    panels.update_yaxes(showgrid=False, dtick=every[1])
     if first.layout.yaxis.autorange == "reversed":
         panels.update_yaxes(autorange="reversed")
     panels.update_yaxes(title=first.layout.yaxis.title.text, row=1, col=1)

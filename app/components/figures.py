@@ -94,4 +94,8 @@ def add_targets(figure: go.Figure) -> None:
         showlegend=False,
         name="",
     )
+    # A chosen head must not fade the marks of the others.
+    for trace in figure.data[:-1]:
+        if trace.type == "scatter":
+            trace.update(selected={"marker": {"opacity": 1}}, unselected={"marker": {"opacity": 1}})
     figure.update_layout(clickmode="event+select", dragmode=False)

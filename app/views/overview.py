@@ -115,7 +115,7 @@ def _matrix(
         key="overview matrix",
         on_select="rerun",
         selection_mode="single-cell",
-        height=min(80 + 35 * len(models), 500),
+        height=min(54 + 35 * len(models), 500),
         alt="models in rows, probes in columns; each cell has the newest headline and its date",
     )
     cells = event["selection"].get("cells", []) if event else []

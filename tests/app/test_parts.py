@@ -103,6 +103,20 @@ def test_every_cell_of_a_head_map_can_be_clicked():
     assert array_of(figure.data[-1].customdata)[:, 0].tolist() == [1, 2, 3, 4, 5, 6]
 
 
+def test_a_chosen_head_does_not_fade_the_marks_of_the_others():
+    figure = head_map([[1, 2], [3, 4]])
+    figure.add_scatter(x=[0], y=[1], mode="markers", name="sinks on every prompt")
+    add_targets(figure)
+    marks = next(trace for trace in figure.data if trace.name == "sinks on every prompt")
+    assert marks.unselected.marker.opacity == 1
+
+
+def test_no_tick_of_a_compared_map_lies_between_two_heads():
+    figures = {"a": head_map([[1, 2], [3, 4]]), "b": head_map([[1, 2], [3, 5]])}
+    for drawn in (compare.side_by_side(figures), compare.map_differences(figures)[0]):
+        assert (drawn.layout.xaxis.dtick, drawn.layout.yaxis.dtick) == (1, 1)
+
+
 def test_attention_that_moved_is_half_the_sum_of_differences():
     stock = np.array([[[0.5, 0.5, 0.0]]])
     edited = np.array([[[0.2, 0.5, 0.3]]])

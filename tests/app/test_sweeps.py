@@ -37,6 +37,9 @@ class Script:
     def __init__(self, events, then=lambda: None):
         self._events, self._then = events, then
 
+    def room(self, cells):
+        return None
+
     def execute(self, cells, store, emit):
         for event in self._events:
             emit(event)
@@ -86,6 +89,22 @@ def test_while_it_runs_the_whole_and_every_cell_are_told(store):
     assert (computed.result, computed.seconds) == ("c" * 64, 2.0)
     # Ctrl-C has been told to the folder as well.
     assert sweeps.read(store.path, KEY).state == "stopped"
+
+
+def test_a_cell_that_has_begun_is_told_at_once(store, monkeypatch):
+    """It may say nothing more for minutes."""
+    monkeypatch.setattr("workbench.execute.sweep.SAVE_SECONDS", 1e9)
+    seen = []
+
+    def look():
+        sweep = sweeps.read(store.path, KEY)
+        seen.extend(one.state for one in sweeps.cells(store.path, sweep))
+        raise KeyboardInterrupt
+
+    events = [ended(1, "computed"), Started(cell(2).key, "w1")]
+    with pytest.raises(KeyboardInterrupt):
+        run_plan(PLAN, store, Script(events, look))
+    assert "running" in seen
 
 
 @pytest.mark.parametrize(
