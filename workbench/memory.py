@@ -31,7 +31,7 @@ def free_memory_bytes(device: Any = "cpu") -> int:
         import torch
 
         return int(torch.cuda.mem_get_info(device)[0])
-    return max(0, min(_system_bytes(), *_group_bytes(), *_process_bytes()))
+    return max(0, min([_system_bytes(), *_group_bytes(), *_process_bytes()]))
 
 
 def _system_bytes() -> int:
