@@ -82,7 +82,7 @@ _NAMES = (
 
 def free_bytes() -> int:
     """Memory that can be had without swapping."""
-    from workbench.models.memory import free_memory_bytes
+    from workbench.memory import free_memory_bytes
 
     return free_memory_bytes()
 

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from workbench.models.memory import is_out_of_memory
+from workbench.memory import is_out_of_memory
 
 BETAS = (0.9, 0.999)
 EPSILON = 1e-8

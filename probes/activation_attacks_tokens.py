@@ -14,8 +14,9 @@ from torch import Tensor
 
 from probes.activation_attacks_bench import Bench
 from probes.activation_attacks_optimise import score
+from workbench.memory import is_out_of_memory
 from workbench.models.base import Site
-from workbench.models.memory import forward_bytes, is_out_of_memory
+from workbench.models.memory import forward_bytes
 
 MAX_SWEEPS = 20
 

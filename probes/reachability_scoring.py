@@ -14,12 +14,12 @@ from torch import Tensor
 
 from probes.reachability_entry import SharedPrefix
 from workbench.errors import CapabilityError, ConfigError, EngineError
+from workbench.memory import is_out_of_memory
 from workbench.models.base import ModelAdapter, ModelSpec, Site, require
 from workbench.models.inputs import device_of
 from workbench.models.memory import (
     forward_bytes,
     gradient_bytes,
-    is_out_of_memory,
     tell_over_budget,
 )
 

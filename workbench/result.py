@@ -23,8 +23,8 @@ from workbench.settings import make_config
 from workbench.store.migrations import RESULT_SCHEMA
 from workbench.store.strict_json import jsonable
 
-Arrays = Mapping[str, Any]
-"""numpy arrays by name. Not written as such: a run-time check would read one from the disk."""
+Arrays = Any
+"""A mapping from names to numpy arrays; a run-time check of that would open a file on the disk."""
 
 SHORT_KEY = 12
 """Characters of a key that people are shown; any unique prefix of six is accepted."""

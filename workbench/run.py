@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from workbench.discovery import find_probe
 from workbench.errors import ConfigError, DataError, EngineError, StoreError
 from workbench.interventions.document import read_document
+from workbench.memory import automatic_batch_size, backing_off, free_memory_bytes
 from workbench.provenance import canonical_json, content_key, environment
 from workbench.raw_prompts import RawPrompts
 from workbench.registry import Probe
@@ -28,9 +29,6 @@ if TYPE_CHECKING:
     from workbench.result import Result
     from workbench.store.pieces import Pieces
     from workbench.store.results import Store
-
-BATCH_BYTES = 256 << 20
-"""Working memory that an automatic batch size aims at."""
 
 
 def _silent(*_: Any) -> None:
@@ -149,22 +147,32 @@ class _Job:
             from workbench.store.pieces import Pieces
 
             refresh = self.options.cache == "refresh"
-            pieces = Pieces(store.path, self.key, f"batch_size={self._batch_size()}")
+            # Parts of another batch size are another layout: they never mix.
+            pieces_of = lambda size: Pieces(store.path, self.key, f"batch_size={size}")  # noqa: E731
             if refresh:
-                pieces.discard()
-            result = store.publish(self.compute(pieces), replace=refresh)
-            pieces.discard()
+                pieces_of(None).discard()
+            result = store.publish(self.compute(pieces_of), replace=refresh)
+            pieces_of(None).discard()
             return result
 
-    def compute(self, pieces: "Pieces | None" = None) -> "Result":
-        """Measure now; finished parts are kept in ``pieces``."""
+    def compute(self, pieces_of: "Callable[[int | None], Pieces] | None" = None) -> "Result":
+        """Measure now; finished parts are kept in what ``pieces_of`` gives for a batch size."""
         from workbench.models.inputs import device_of
         from workbench.result import Result
 
+        def attempt(size: int | None) -> Any:
+            if pieces_of is None:
+                return self._measure(size, {})
+            pieces = pieces_of(size)
+            return self._measure(size, {"keep": pieces.get_or_compute, "drafts": pieces})
+
         start = time.perf_counter()
-        measured = self._measure(
-            {} if pieces is None else {"keep": pieces.get_or_compute, "drafts": pieces}
-        )
+        size = self._batch_size()
+        if size is None or self.options.batch_size is not None:
+            measured = attempt(size)
+        else:
+            n_prompts = len(self.prompts.tokens) if self.prompts is not None else size
+            measured = backing_off(size, attempt, n_prompts, self.reporter.message)
         provenance = {
             **self.identity,
             "prompts": self._describe_prompts(),
@@ -176,7 +184,7 @@ class _Job:
         _refuse_nan(result)
         return result
 
-    def _measure(self, keep: dict[str, Any]) -> Any:
+    def _measure(self, batch_size: int | None, keep: dict[str, Any]) -> Any:
         import torch
 
         from workbench.context import Context
@@ -185,7 +193,7 @@ class _Job:
         context = Context(
             None if prompts is None else prompts.attention_mask,
             self.options.seed,
-            self._batch_size(),
+            batch_size,
             self.reporter.progress,
             {} if prompts is None else prompts.labels,
             () if prompts is None else prompts.rows or (),
@@ -198,9 +206,8 @@ class _Job:
     def _batch_size(self) -> int | None:
         if self.options.batch_size is not None or self.prompts is None:
             return self.options.batch_size
-        spec, n_pos = self.model.spec, self.prompts.tokens.shape[1]
-        per_prompt = 4 * n_pos * (16 * spec.d_model + 4 * spec.d_mlp)
-        return max(1, BATCH_BYTES // per_prompt)
+        free = free_memory_bytes(getattr(self.model, "device", "cpu"))
+        return automatic_batch_size(self.model.spec, self.prompts.tokens.shape[1], free)
 
     def _describe_prompts(self) -> dict[str, Any] | None:
         from workbench.prompts import describe

@@ -84,7 +84,7 @@ def test_lists_may_come_from_the_command_line(command, tiny_folder):
 def test_what_cannot_fit_is_refused_before_anything_starts(
     command, plan_file, store_path, monkeypatch
 ):
-    monkeypatch.setattr("workbench.models.memory.free_memory_bytes", lambda: 100_000_000)
+    monkeypatch.setattr("workbench.memory.free_memory_bytes", lambda: 100_000_000)
     for extra in ((), ("--dry-run",)):
         command("sweep", plan_file(device="cpu"), *extra).failed_with(
             "must fit in memory", "0.1 GB"

@@ -95,7 +95,7 @@ def test_room_is_the_gpus_where_cells_run_on_them(two_models, monkeypatch):
     free = [9 << 30, 8 << 30]
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     monkeypatch.setattr("torch.cuda.mem_get_info", lambda index: (free[index], 10 << 30))
-    monkeypatch.setattr("workbench.models.memory.free_memory_bytes", lambda: 7)
+    monkeypatch.setattr("workbench.memory.free_memory_bytes", lambda: 7)
     assert room_here(sinks(two_models).cells, 3) == Room(8 << 30, 3, 2)
     assert room_here(sinks(two_models, device_map="auto").cells, 3) == Room(17 << 30, 3, 1)
     assert room_here(sinks(two_models, device="cpu").cells, 3) == Room(7, 3)

@@ -71,7 +71,7 @@ def _torch() -> dict[str, Any] | None:
 
 def _free_memory() -> int | None:
     try:
-        from workbench.models.memory import free_memory_bytes
+        from workbench.memory import free_memory_bytes
     except ImportError:
         return None
     return free_memory_bytes()

@@ -67,7 +67,9 @@ def run_command_line(arguments: Sequence[str]) -> int:
     except BrokenPipeError:
         return _close_stdout()
     except (MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
+        from workbench.memory import is_out_of_memory
+
+        if not is_out_of_memory(error):
             raise
         return _say(
             f"the run must fit in memory; {_first_line(error)}; lower --batch-size, --n-pos or "
@@ -105,15 +107,6 @@ def _run(arguments: list[str]) -> int:
             1,
         )
     return 0
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    # torch's own class cannot be named here without importing torch.
-    return (
-        isinstance(error, MemoryError)
-        or type(error).__name__ == "OutOfMemoryError"
-        or "can't allocate memory" in str(error)
-    )
 
 
 def _first_line(error: BaseException) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench.errors import WorkbenchError
+from workbench.memory import is_out_of_memory
 from workbench.requests import Options, answer
 
 if TYPE_CHECKING:
@@ -201,9 +202,7 @@ def _one_line(error: BaseException) -> str:
 
 def _explain(error: BaseException) -> str:
     text = (_one_line(error))[:200]
-    # torch's own class cannot be named without importing torch.
-    full = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    if full or "can't allocate memory" in text:
+    if is_out_of_memory(error):
         return (
             f"the cell must fit in memory; {text}; lower batch_size, n_pos or --workers, use a "
             "smaller dtype, or spread the model with device_map"

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from workbench.errors import ConfigError, WorkbenchError
 from workbench.execute.cell import Cell
 from workbench.execute.inputs import PlanInputs
+from workbench.memory import BATCH_BYTES
 from workbench.models.names import resolve_model
 from workbench.revisions import hub_folder, weight_files
 
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
 
 LIBRARY_BYTES = 500 << 20
 """Of a process with torch and transformers; 400 to 460 MB were measured with the demo model."""
-BATCH_BYTES = 256 << 20
-"""What an automatic batch size aims at; see ``workbench.run``."""
 PAST_RUNS = 5
 """So many of the newest results of a probe and a model tell how long the next one takes."""
 _DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "float64": 8}
@@ -229,8 +228,8 @@ def room_here(cells: Sequence[Cell], n_workers: int) -> Room:
     Raises:
         ConfigError: A cell's device is not here.
     """
+    from workbench.memory import free_memory_bytes
     from workbench.models.checkpoint import pick_device
-    from workbench.models.memory import free_memory_bytes
 
     for device in {cell.options.get("device", "auto") for cell in cells}:
         pick_device(device)

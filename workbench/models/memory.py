@@ -1,14 +1,12 @@
 """What forward and backward passes cost in memory, and what is told before it is spent."""
 
 import logging
-import os
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-
 from workbench.attention.streaming import PatternStatistic
 from workbench.errors import ConfigError
+from workbench.memory import free_memory_bytes
 from workbench.models.base import ModelSpec, Site
 from workbench.models.inputs import Inputs
 
@@ -71,14 +69,6 @@ def tell_over_budget(needed: int, budget: int, what: str) -> None:
         )
 
 
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether an accelerator or the CPU's allocator said that there is no memory left."""
-    if isinstance(error, torch.OutOfMemoryError):
-        return True
-    text = str(error).lower()
-    return "out of memory" in text or "not enough memory" in text or "allocate memory" in text
-
-
 def pattern_bytes(spec: ModelSpec, batch: int, pos: int, n_sites: int = 1) -> int:
     """Bytes of whole float32 patterns of ``n_sites`` layers."""
     return 4 * n_sites * batch * spec.n_heads * pos * pos
@@ -111,15 +101,3 @@ def tell_pattern_memory(spec: ModelSpec, inputs: Inputs, reads: Mapping[Site, An
         )
     level = logging.WARNING if needed > _TELL_BYTES else logging.INFO
     logger.log(level, "whole patterns of %d layers: %.0f MB", kept, needed / 1e6)
-
-
-def free_memory_bytes() -> int:
-    """Memory that can be had without swapping, as the system tells (Linux), else all there is."""
-    try:
-        with open("/proc/meminfo", encoding="ascii") as lines:  # noqa: PTH123 - not a user's path
-            for line in lines:
-                if line.startswith("MemAvailable:"):
-                    return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
