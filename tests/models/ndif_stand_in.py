@@ -3,8 +3,8 @@
     python ndif_stand_in.py PORT FOLDER
 
 The real server (the package ndif) needs Python 3.12, Redis and an object store. This one is made of
-nnsight's own parts for the server's side, and runs where the workbench cannot be imported: what
-arrives must bring everything along.
+nnsight's own parts for the server's side, and cannot import the workbench: what arrives must bring
+everything along.
 """
 
 import asyncio
@@ -20,6 +20,9 @@ from starlette.applications import Starlette
 from starlette.responses import JSONResponse
 from starlette.routing import Route, WebSocketRoute
 from transformers import AutoTokenizer
+
+for package in ("workbench", "probes", "toy_tasks", "app"):
+    sys.modules[package] = None  # importing it is an error
 
 PORT, FOLDER = int(sys.argv[1]), sys.argv[2]
 tokenizer = AutoTokenizer.from_pretrained(FOLDER)
@@ -73,11 +76,8 @@ async def subscribe(socket):
 
 
 async def ready(received):
-    """GET /ready, with what of the workbench could be imported here."""
-    import importlib.util
-
-    found = [name for name in ("workbench", "probes") if importlib.util.find_spec(name)]
-    return JSONResponse({"found": found})
+    """GET /ready."""
+    return JSONResponse({})
 
 
 app = Starlette(

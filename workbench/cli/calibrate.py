@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,30 +18,34 @@ if TYPE_CHECKING:
 METHODS = ("act", "zerotuning")
 
 
-def calibrate_command(
-    method: Annotated[str, typer.Argument(metavar="act|zerotuning", help="What to calibrate.")],
-    model: given.ModelName,
-    data: Annotated[Path, typer.Option(metavar="TRAIN.jsonl", help="Questions; they are parted.")],
+@dataclass(frozen=True)
+class CalibrateRequest:
+    """The options of ``workbench calibrate``."""
+
+    method: Annotated[str, typer.Argument(metavar="act|zerotuning", help="What to calibrate.")]
+    model: given.ModelName
+    data: Annotated[Path, typer.Option(metavar="TRAIN.jsonl", help="Questions; they are parted.")]
     task: Annotated[
         str, typer.Option(metavar="NAME", help="agnews, arc, boolq, sst2 or a FILE.json.")
-    ],
-    output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="FILE.json", help="The result.")
-    ],
-    settings: given.Settings = None,
+    ]
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE.json", help="The result.")]
+    settings: given.Settings = None
     limit: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="Only the first N rows.")
-    ] = None,
-    batch_size: Annotated[str, typer.Option(metavar="N|auto", help="Rows at once.")] = "auto",
-    seed: Annotated[int, typer.Option(metavar="S", help="Of the parts and the controls.")] = 0,
-    backend: given.Backend = "hf",
-    dtype: given.Dtype = "auto",
-    device: given.Device = "auto",
-    revision: given.Revision = None,
-    store: given.StoreFolder = None,
-    progress: Annotated[str, typer.Option(metavar="P", help="auto, bar, json or off.")] = "auto",
-    as_json: given.AsJson = False,
-) -> None:
+    ] = None
+    batch_size: Annotated[str, typer.Option(metavar="N|auto", help="Rows at once.")] = "auto"
+    seed: Annotated[int, typer.Option(metavar="S", help="Of the parts and the controls.")] = 0
+    backend: given.Backend = "hf"
+    dtype: given.Dtype = "auto"
+    device: given.Device = "auto"
+    revision: given.Revision = None
+    store: given.StoreFolder = None
+    progress: given.Progress = "auto"
+    as_json: given.AsJson = False
+
+
+@given.takes(CalibrateRequest)
+def calibrate_command(request: CalibrateRequest) -> None:
     """Choose heads (and gamma) on some questions, test the choice on others, write a file.
 
     The questions are parted at random: half choose heads, a quarter chooses settings, a quarter is for
@@ -49,42 +54,48 @@ def calibrate_command(
 
     Example: workbench calibrate zerotuning --model M --data sst2_train.jsonl --task sst2 -o zt.json
     """
-    if method not in METHODS:
-        raise UnknownNameError("calibration", method, METHODS)
-    given.check_output(output)
-    config = _config(method, given.read_settings(settings))
-    with reporting(progress) as reporter:
+    if request.method not in METHODS:
+        raise UnknownNameError("calibration", request.method, METHODS)
+    given.check_output(request.output)
+    config = _config(request.method, given.read_settings(request.settings))
+    with reporting(request.progress) as reporter:
         from workbench.calibration.parts import questions_hash, split
         from workbench.calibration.settings import Run
         from workbench.evaluation.task import find_task, read_questions
-        from workbench.models.load import load
 
-        found = find_task(task)
-        questions = read_questions(found, data, limit)
-        splits = split(questions, seed)
-        with given.offering_models(model):
-            loaded = load(model, backend, revision, dtype, device)
+        found = find_task(request.task)
+        questions = read_questions(found, request.data, request.limit)
+        splits = split(questions, request.seed)
+        loaded = _load(request)
         about = {
             "task": found.name,
             "data": questions_hash(questions),
             "n": len(questions),
-            "seed": seed,
+            "seed": request.seed,
             **splits.about(),
         }
-        size = given.read_batch_size(batch_size) or 16
-        pieces = _pieces(store, loaded, method, config, about, size)
-        run = Run(size, seed, reporter.progress, pieces.get_or_compute)
-        calibrated = _calibrate(method, loaded, splits, config, run)
+        size = given.read_batch_size(request.batch_size) or 16
+        pieces = _pieces(request.store, loaded, request.method, config, about, size)
+        run = Run(size, request.seed, reporter.progress, pieces.get_or_compute)
+        calibrated = _calibrate(request.method, loaded, splits, config, run)
     document = calibrated.document(loaded.spec, about, config)
-    given.write_output(output, (json.dumps(document, indent=1) + "\n").encode())
+    given.write_output(request.output, (json.dumps(document, indent=1) + "\n").encode())
     pieces.discard()
-    print_json(document) if as_json else _show(calibrated)
+    print_json(document) if request.as_json else _show(calibrated)
     if splits.n_repeated:
         message(f"{splits.n_repeated} questions were left out: their prompt had come before")
-    message(f"written: {output}")
+    message(f"written: {request.output}")
     message(
-        f"next: workbench evaluate --model {model} --task {task} --data TEST.jsonl --intervention {output}"
+        f"next: workbench evaluate --model {request.model} --task {request.task} --data TEST.jsonl "
+        f"--intervention {request.output}"
     )
+
+
+def _load(request: CalibrateRequest) -> Any:
+    from workbench.models.load import load
+
+    with given.offering_models(request.model):
+        return load(request.model, request.backend, request.revision, request.dtype, request.device)
 
 
 def _config(method: str, settings: dict[str, str]) -> Any:

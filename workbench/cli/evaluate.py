@@ -1,6 +1,7 @@
 """``workbench evaluate``: a model on a task, stock and under an intervention."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,48 +13,61 @@ from workbench.errors import ConfigError
 
 if TYPE_CHECKING:
     from workbench.evaluation.evaluate import Evaluation
+    from workbench.run import Reporter
 
 
-def evaluate_command(
-    model: given.ModelName,
-    data: Annotated[Path, typer.Option(metavar="TEST.jsonl", help="The questions.")],
+@dataclass(frozen=True)
+class EvaluateRequest:
+    """The options of ``workbench evaluate``."""
+
+    model: given.ModelName
+    data: Annotated[Path, typer.Option(metavar="TEST.jsonl", help="The questions.")]
     task: Annotated[
         str, typer.Option(metavar="NAME", help="agnews, arc, boolq, sst2, mt-bench or a FILE.json.")
-    ],
+    ]
     intervention: Annotated[
         str | None,
         typer.Option(
             metavar="FILE.json|NAME", help="What to change; 'workbench list interventions'."
         ),
-    ] = None,
-    settings: given.Settings = None,
+    ] = None
+    settings: given.Settings = None
     limit: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="Only the first N rows.")
-    ] = None,
-    shots: Annotated[int, typer.Option(metavar="K", help="Solved examples before each.")] = 0,
+    ] = None
+    shots: Annotated[int, typer.Option(metavar="K", help="Solved examples before each.")] = 0
     examples: Annotated[
         Path | None, typer.Option(metavar="TRAIN.jsonl", help="Where examples are drawn from.")
-    ] = None,
+    ] = None
     scoring: Annotated[
         str, typer.Option(metavar="S", help="first-token, or loglikelihood of the whole label.")
-    ] = "first-token",
+    ] = "first-token"
     max_new_tokens: Annotated[
         int | None,
         typer.Option(metavar="N", min=1, help="Tokens of an answer: 5, of mt-bench 64."),
-    ] = None,
-    batch_size: Annotated[str, typer.Option(metavar="N|auto", help="Questions at once.")] = "auto",
-    seed: Annotated[int, typer.Option(metavar="S", help="Of the examples.")] = 0,
-    backend: given.Backend = "hf",
-    dtype: given.Dtype = "auto",
-    device: given.Device = "auto",
-    revision: given.Revision = None,
+    ] = None
+    batch_size: Annotated[str, typer.Option(metavar="N|auto", help="Questions at once.")] = "auto"
+    seed: Annotated[int, typer.Option(metavar="S", help="Of the examples.")] = 0
+    backend: given.Backend = "hf"
+    dtype: given.Dtype = "auto"
+    device: given.Device = "auto"
+    revision: given.Revision = None
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", metavar="PATH", help="One row a question, as .jsonl."),
-    ] = None,
-    progress: Annotated[str, typer.Option(metavar="P", help="auto, bar, json or off.")] = "auto",
-    as_json: given.AsJson = False,
-) -> None:
+    ] = None
+    progress: given.Progress = "auto"
+    as_json: given.AsJson = False
+
+    @property
+    def chosen(self) -> dict[str, str | None]:
+        """How the model is loaded."""
+        names = ("backend", "revision", "dtype", "device")
+        return {name: getattr(self, name) for name in names}
+
+
+@given.takes(EvaluateRequest)
+def evaluate_command(request: EvaluateRequest) -> None:
     """Measure accuracy, honestly: what is written, what the labels say, and what cannot be read.
 
     With an intervention the stock model answers the same questions; intervals are bootstrapped over
@@ -62,42 +76,57 @@ def evaluate_command(
     Example: workbench evaluate --model M --data sst2_test.jsonl --task sst2 --intervention zerotuning
     --set gamma=2
     """
-    if intervention is None and settings:
+    if request.intervention is None and request.settings:
         raise typer.BadParameter("--set needs --intervention FILE.json|NAME")
-    if task == "mt-bench" and (shots or examples or scoring != "first-token"):
+    few = request.shots or request.examples or request.scoring != "first-token"
+    if request.task == "mt-bench" and few:
         raise typer.BadParameter("mt-bench takes no --shots, --examples or --scoring")
-    given.check_output(output)
-    change = _intervention(intervention, settings)
-    chosen = {"backend": backend, "revision": revision, "dtype": dtype, "device": device}
-    with reporting(progress) as reporter:
-        if task == "mt-bench":
+    given.check_output(request.output)
+    change = _intervention(request.intervention, request.settings)
+    with reporting(request.progress) as reporter:
+        if request.task == "mt-bench":
             n_answers = _answer_turns(
-                model, data, limit, change, max_new_tokens or 64, output, chosen, reporter
+                request.model,
+                request.data,
+                request.limit,
+                change,
+                request.max_new_tokens or 64,
+                request.output,
+                request.chosen,
+                reporter,
             )
-            if as_json:
-                print_json({"task": task, "n": n_answers, "path": str(output)})
+            if request.as_json:
+                path = str(request.output)
+                print_json({"task": request.task, "n": n_answers, "path": path})
             return
-        from workbench.evaluation.evaluate import evaluate, with_examples
-        from workbench.evaluation.scoring import Settings
-        from workbench.evaluation.task import find_task, read_questions
-
-        found = find_task(task)
-        questions = read_questions(found, data, limit)
-        solved = read_questions(found, examples) if examples else []
-        if shots or examples:
-            questions = with_examples(found, questions, solved, shots, seed)
-        how = Settings(
-            scoring, given.read_batch_size(batch_size) or 16, max_new_tokens or 5, reporter.progress
-        )
-        evaluation = evaluate(_load(model, chosen), found, questions, change, how)
-    if output is not None:
-        _write_rows(output, evaluation.rows())
-    print_json(evaluation.document()) if as_json else _show(evaluation)
+        evaluation = _evaluate(request, change, reporter)
+    if request.output is not None:
+        _write_rows(request.output, evaluation.rows())
+    print_json(evaluation.document()) if request.as_json else _show(evaluation)
     if evaluation.seen:
         message(
-            f"{evaluation.seen} of the {len(questions)} questions chose this intervention: on them it is "
-            "not tested; give others"
+            f"{evaluation.seen} of the {len(evaluation.scored.correct)} questions chose this intervention: "
+            "on them it is not tested; give others"
         )
+
+
+def _evaluate(request: EvaluateRequest, change: Any, reporter: "Reporter") -> "Evaluation":
+    from workbench.evaluation.evaluate import evaluate, with_examples
+    from workbench.evaluation.scoring import Settings
+    from workbench.evaluation.task import find_task, read_questions
+
+    found = find_task(request.task)
+    questions = read_questions(found, request.data, request.limit)
+    solved = read_questions(found, request.examples) if request.examples else []
+    if request.shots or request.examples:
+        questions = with_examples(found, questions, solved, request.shots, request.seed)
+    how = Settings(
+        request.scoring,
+        given.read_batch_size(request.batch_size) or 16,
+        request.max_new_tokens or 5,
+        reporter.progress,
+    )
+    return evaluate(_load(request.model, request.chosen), found, questions, change, how)
 
 
 def _intervention(name: str | None, settings: list[str] | None) -> Any:

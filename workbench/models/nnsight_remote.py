@@ -49,7 +49,7 @@ def fetch(
             found.append(value)
         if wants:
             found.append([lm.output.logits[:, start:]])
-        found = found.save()
+        found = found.save()  # type: ignore[attr-defined]
     values = list(found)
     return values, values.pop()[0].detach().float().cpu() if wants else None
 
@@ -60,7 +60,7 @@ def fetch_parameters(lm: Any, path: str, names: Sequence[str], remote: Any) -> d
     with lm.trace(input_ids=torch.zeros(1, 1, dtype=torch.long), use_cache=False, remote=remote):
         home = lm.get(path)._module
         found = {name: home.get_parameter(name).detach().cpu() for name in names}
-        found = found.save()
+        found = found.save()  # type: ignore[attr-defined]
     return dict(found)
 
 
