@@ -178,6 +178,34 @@ def serve(name: str, n_pos: int, threads: int, pipe: Connection) -> None:
         pipe.send({"error": f"{type(error).__name__}: {error}"[:200]})
 
 
+def measure_here(n_pos: int, rounds: int, threads: int, names: list[str]) -> dict[str, Any]:
+    """The same in this process, which starts every library once; without memory."""
+    import torch
+
+    torch.set_num_threads(threads)
+    size, generator = (1, n_pos), torch.Generator().manual_seed(1)
+    tokens = torch.randint(SHAPE["vocab_size"], size, generator=generator)
+    rows: dict[str, Any] = {}
+    works: dict[str, Callable[[Any], Any]] = {}
+    with torch.no_grad():
+        for name in names:
+            try:
+                works[name] = METHODS[name]()
+                works[name](tokens)
+                rows[name] = {"seconds": [], "cpu": []}
+            except ModuleNotFoundError as error:
+                works.pop(name, None)
+                rows[name] = {"error": f"{error.name} is not installed"}
+        for _ in range(rounds):
+            for name, work in works.items():
+                start, cpu = time.perf_counter(), time.process_time()
+                kept = work(tokens)
+                rows[name]["cpu"].append(time.process_time() - cpu)
+                rows[name]["seconds"].append(time.perf_counter() - start)
+                del kept
+    return rows
+
+
 def measure(n_pos: int, rounds: int, threads: int, names: list[str]) -> dict[str, Any]:
     """Interleaved rounds over all methods at one length."""
     context = multiprocessing.get_context("spawn")
@@ -217,7 +245,7 @@ def rows_of(n_pos: int, found: dict[str, Any], threads: int, reference: str) -> 
             "name": f"T = {n_pos}" + (", no unembedding" if peer in WITHOUT_HEAD else ""),
             "peer": peer,
             "version": versions[PEERS.get(peer, "transformers")],
-            "shape": "GPT-2 small, batch 1",
+            "shape": f"GPT-2 small, {SHAPE['n_layer']} layers, {SHAPE['vocab_size']:,} words, batch 1",
             "threads": threads,
         }
         if "error" in each:
@@ -234,7 +262,7 @@ def rows_of(n_pos: int, found: dict[str, Any], threads: int, reference: str) -> 
                 **spread(each["seconds"]),
                 **ratio,
                 cpu_ratio=cpu_ratio,
-                peak_memory=each["extra_mb"],
+                peak_memory=each.get("extra_mb"),
                 limit=limit,
                 distance=statistics.median(each["seconds"]) / limit,
             )
@@ -249,10 +277,16 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--methods", nargs="+", default=list(METHODS))
     parser.add_argument("-o", "--output", type=Path, default=OUT / "capture.json")
+    parser.add_argument(
+        "--small", action="store_true", help="4 layers, 2,048 words, all in one process, no memory"
+    )
     arguments = parser.parse_args()
+    if arguments.small:
+        SHAPE.update(n_layer=4, vocab_size=2048)
+    measured = measure_here if arguments.small else measure
     rows: list[Row] = []
     for n_pos in arguments.lengths:
-        found = measure(n_pos, arguments.rounds, arguments.threads, arguments.methods)
+        found = measured(n_pos, arguments.rounds, arguments.threads, arguments.methods)
         rows += rows_of(n_pos, found, arguments.threads, arguments.methods[0])
         print(f"\nT = {n_pos}")
         for row in rows[-len(found) :]:
@@ -261,15 +295,19 @@ def main() -> None:
                 continue
             print(
                 f"  {row.peer:50s} {row.median:7.2f} s  x{row.ratio:.2f} ({row.ratio_least:.2f}-"
-                f"{row.ratio_most:.2f}), CPU x{row.cpu_ratio:.2f}  +{row.peak_memory:.0f} MB",
+                f"{row.ratio_most:.2f}), CPU x{row.cpu_ratio:.2f}"
+                + (f"  +{row.peak_memory:.0f} MB" if row.peak_memory else ""),
                 flush=True,
             )
     write_record(
         "capture",
         rows,
-        command="python benchmarks/capture.py --lengths " + " ".join(map(str, arguments.lengths)),
+        command="python benchmarks/capture.py --lengths "
+        + " ".join(map(str, arguments.lengths))
+        + " --small" * arguments.small,
         ratio_means="wall time over that of a plain SDPA forward of the same length",
-        conditions=f"{arguments.rounds} interleaved rounds, a process a method",
+        conditions=f"{arguments.rounds} interleaved rounds"
+        + ("" if arguments.small else ", a process a method"),
         packages=PACKAGES,
         path=arguments.output,
     )

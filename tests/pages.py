@@ -17,6 +17,7 @@ from workbench.registry import _PROBES
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 SLOW = (
+    "docs/bigram_backcopy.md",
     "docs/scan_snap.md",
     "docs/probes/activation-attacks.md",
     "docs/probes/reachability.md",

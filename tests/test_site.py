@@ -3,15 +3,20 @@
 import re
 import subprocess
 import sys
+from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
 
+from docs_tools.markdown import allowed, field_notes, from_docstring, settings_table
+from workbench.settings import setting
+
 ROOT = Path(__file__).parents[1]
 pytest.importorskip("mkdocs")
 pytest.importorskip("material")
+navigation = pytest.importorskip("docs_tools.hook").navigation
 
 
 class Page(HTMLParser):
@@ -102,8 +107,6 @@ def test_the_reference_has_every_command_and_setting(site):
 
 
 def test_a_page_that_no_section_names_is_still_in_the_navigation():
-    from docs_tools.hook import navigation
-
     assert navigation(["index.md", "faq.md", "brand_new.md", "probes/b.md", "probes/a.md"]) == [
         {"Home": "index.md"},
         {"Start": ["faq.md"]},
@@ -113,8 +116,6 @@ def test_a_page_that_no_section_names_is_still_in_the_navigation():
 
 
 def test_docstrings_become_markdown_that_says_the_same():
-    from docs_tools.markdown import from_docstring
-
     text = """Score ``x`` < 1, a * b, trailing_ [batch pos].
 
         x = a * b
@@ -130,13 +131,28 @@ def test_docstrings_become_markdown_that_says_the_same():
     )
 
 
-def test_the_string_under_a_field_is_its_note():
-    from docs_tools.markdown import allowed, field_notes, settings_table
-    from workbench.interventions.zerotuning import ZeroTuning
+@dataclass(frozen=True)
+class Example:
+    """A config as an intervention has it."""
 
-    assert field_notes(ZeroTuning)["heads"] == "(layer, head) pairs; None: all."
-    assert "| `gamma` | float | required |" in settings_table(ZeroTuning)
+    gamma: float
+    """How much | how far."""
+    heads: tuple[int, ...] | None = None
+    layer: int = setting(0, "which block", low=0)
+
+
+def test_the_string_under_a_field_is_its_note():
+    assert field_notes(Example) == {"gamma": "How much | how far."}
+    assert settings_table(Example).splitlines()[2:] == [
+        "| `gamma` | float | required |  | How much \\| how far. |",
+        "| `heads` | tuple[int, ...] or none | none |  |  |",
+        "| `layer` | int | `0` | at least 0 | which block |",
+    ]
+
+
+def test_what_is_allowed_is_said_in_words():
     assert allowed({"low": 0, "high": 1, "exclusive": True}) == "between 0 and 1, ends excluded"
     assert allowed({"low": 1}) == "at least 1"
+    assert allowed({"low": 1, "exclusive": True}) == "above 1"
     assert allowed({"high": 2.5}) == "at most 2.5"
     assert allowed({"choices": ("a", "b")}) == "`a`, `b`"
