@@ -1,13 +1,5 @@
-"""Models that run elsewhere: by way of nnsight's serialisation, and on a server of NDIF's protocol."""
+"""Models that run elsewhere, by way of nnsight's serialisation and its simulation of a server."""
 
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
-from pathlib import Path
-
-import numpy as np
 import pytest
 import torch
 
@@ -88,75 +80,3 @@ def test_edits_are_refused_with_the_reason(pair):
         there.edit(wb.ZeroTuning(gamma=2.0)),
     ):
         pass
-
-
-@pytest.fixture
-def server(tiny_folder, tmp_path, monkeypatch):
-    """A server that holds the tiny model as ``models/tiny``, and nnsight told to use it."""
-    pytest.importorskip("nnsight")
-    for needed in ("starlette", "uvicorn", "python_multipart"):
-        pytest.importorskip(needed)
-    (tmp_path / "models").mkdir()
-    (tmp_path / "models" / "tiny").symlink_to(tiny_folder)
-    monkeypatch.chdir(tmp_path)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    code = Path(__file__).with_name("ndif_stand_in.py").read_text("utf-8")
-    with (tmp_path / "log").open("w") as log:
-        process = subprocess.Popen(
-            # Not as a file: its folder would be on the path.
-            [sys.executable, "-c", code, str(port), "models/tiny"],
-            stderr=log,
-        )
-    address = f"http://127.0.0.1:{port}"
-    try:
-        yield wait_for(address, process, tmp_path / "log")
-    finally:
-        process.terminate()
-        process.wait()
-
-
-def wait_for(address, process, log):
-    for _ in range(1200):
-        assert process.poll() is None, log.read_text()
-        try:
-            with urllib.request.urlopen(f"{address}/ready"):
-                return address
-        except OSError:
-            time.sleep(0.2)
-    raise AssertionError(log.read_text())
-
-
-@pytest.mark.slow
-def test_a_sweep_runs_on_a_server_that_knows_nothing_of_the_workbench(
-    server, tiny_folder, tmp_path, monkeypatch
-):
-    import nnsight
-
-    from workbench.execute.plan import make_plan
-    from workbench.execute.remote import RemoteExecutor
-    from workbench.execute.sweep import run_plan
-    from workbench.store.results import Store
-
-    monkeypatch.setattr(nnsight.CONFIG.API, "HOST", server)
-    monkeypatch.setattr(nnsight.CONFIG.API, "APIKEY", "a key")
-    monkeypatch.setattr(nnsight.CONFIG.APP, "REMOTE_LOGGING", False)
-    store = Store(tmp_path / "store")
-    about = {"data": "builtin:natural", "n_pos": 16, "limit": 2}
-    plan = make_plan(
-        {
-            "models": ["models/tiny"],
-            "probes": ["attention-sinks"],
-            "backends": "nnsight",
-            "seeds": [0, 1],
-            **about,
-        }
-    )
-    summary = run_plan(plan, store, RemoteExecutor())
-    assert [one.error for one in summary.outcomes] == [None, None]
-    here = wb.run("attention-sinks", str(tiny_folder), **about)
-    there = store.get(summary.outcomes[0].result)
-    assert there.provenance["backend"] == "nnsight"
-    for name, expected in here.arrays.items():
-        np.testing.assert_allclose(there.arrays[name], expected, atol=1e-5)
