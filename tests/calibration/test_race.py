@@ -94,6 +94,14 @@ def test_rows_far_from_the_border_are_spared_and_the_choice_stays():
     assert int(stock.touched.sum()) > 2 * int(race.run.sum())
 
 
+def test_too_few_questions_for_probes_are_run_exactly(model):
+    asked, act = questions(5), ACT(alpha=1.5, beta=0.1)
+    few, _, spent = filter_heads(model, asked, act, range(2), Run(8), probes=3)
+    exact, _, wanted = filter_heads(model, asked, act, range(2), Run(8), reach=None)
+    assert spent == wanted
+    assert torch.equal(few.run, exact.run)
+
+
 def test_a_race_that_was_broken_off_goes_on(model, tmp_path):
     from workbench.store.pieces import Pieces
 

@@ -51,8 +51,11 @@ def _where(chosen: Bool[Tensor, "batch head"], edit: AttentionEdit) -> Attention
     assert output_all is not None  # an edit without ``begin`` has both forms
     assert pattern_all is not None
 
-    def output(call: AttentionCall, z: Tensor) -> Tensor:
-        return torch.where(chosen.to(z.device)[:, None, :, None], output_all(call, z), z)
+    def output(call: AttentionCall, z: Tensor) -> Tensor | None:
+        changed = output_all(call, z)
+        if changed is None:  # not accurate on this call: tiles are changed instead
+            return None
+        return torch.where(chosen.to(z.device)[:, None, :, None], changed, z)
 
     def pattern(pattern: Tensor, first_key: Tensor) -> Tensor:
         here = chosen.to(pattern.device)[..., None, None]
