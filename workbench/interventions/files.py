@@ -74,6 +74,9 @@ def from_content(content: Mapping[str, Any]) -> Intervention:
             "update workbench"
         )
     settings = {key: value for key, value in content.items() if key not in _ABOUT}
+    gamma = settings.get("gamma")
+    if isinstance(gamma, list) and all(type(each) in (int, float) for each in gamma):
+        settings["gamma"] = tuple(map(float, gamma))
     intervention: Intervention = make_config(INTERVENTIONS[name], settings, name)
     return intervention
 
