@@ -33,32 +33,41 @@ class OneHeadARow:
 
 
 def _where(chosen: Bool[Tensor, "batch head"], edit: AttentionEdit) -> AttentionEdit:
-    """An edit that reaches the chosen heads of each row alone."""
-    if edit.begin is not None:
-        begin_all = edit.begin
+    """An edit that reaches the chosen heads of each row alone, in every form that it has."""
 
-        def begin(call: TiledCall) -> Callable[[PatternBlock], Tensor]:
-            change = begin_all(call)
+    def after(change: Callable[[AttentionCall, Tensor], Any]) -> Callable[..., Any]:
+        def output(call: AttentionCall, z: Tensor) -> Any:
+            changed = change(call, z)
+            if changed is None:  # not accurate on this call: tiles are changed instead
+                return None
+            return torch.where(chosen.to(z.device)[:, None, :, None], changed, z)
 
-            def change_chosen(block: PatternBlock) -> Tensor:
+        return output
+
+    def whole(change: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+        def pattern(pattern: Tensor, first_key: Tensor) -> Tensor:
+            here = chosen.to(pattern.device)[..., None, None]
+            return torch.where(here, change(pattern, first_key), pattern)
+
+        return pattern
+
+    def tiled(begin: Callable[..., Callable[[PatternBlock], Tensor]]) -> Callable[..., Any]:
+        def begin_chosen(call: TiledCall) -> Callable[[PatternBlock], Tensor]:
+            change = begin(call)
+
+            def tile(block: PatternBlock) -> Tensor:
                 here = chosen[block.batches].to(block.pattern.device)[..., None, None]
                 return torch.where(here, change(block), block.pattern)
 
-            return change_chosen
+            return tile
 
-        return AttentionEdit(edit.layer, None, None, begin)
-    output_all, pattern_all = edit.output, edit.pattern
-    assert output_all is not None  # an edit without ``begin`` has both forms
-    assert pattern_all is not None
+        return begin_chosen
 
-    def output(call: AttentionCall, z: Tensor) -> Tensor | None:
-        changed = output_all(call, z)
-        if changed is None:  # not accurate on this call: tiles are changed instead
-            return None
-        return torch.where(chosen.to(z.device)[:, None, :, None], changed, z)
-
-    def pattern(pattern: Tensor, first_key: Tensor) -> Tensor:
-        here = chosen.to(pattern.device)[..., None, None]
-        return torch.where(here, pattern_all(pattern, first_key), pattern)
-
-    return AttentionEdit(edit.layer, output, pattern)
+    return replace(
+        edit,  # how accurate its output form is, and how it follows beams, stay as they are
+        output=edit.output and after(edit.output),
+        checked=edit.checked and after(edit.checked),
+        pattern=edit.pattern and whole(edit.pattern),
+        begin=edit.begin and tiled(edit.begin),
+        first_key_bias=None,  # one bias a head serves no row by itself
+    )

@@ -64,9 +64,11 @@ def split(questions: Sequence[Question], seed: int) -> Splits:
     order = torch.randperm(len(different), generator=torch.Generator().manual_seed(seed)).tolist()
     first = round(len(order) * SHARES[0])
     second = first + round(len(order) * SHARES[1])
-    parts = (order[:first], order[first:second], order[second:])
-    chosen = ([different[index] for index in part] for part in parts)
-    return Splits(*chosen, n_repeated=len(questions) - len(different))
+    profile, validation, test = (
+        [different[index] for index in part]
+        for part in (order[:first], order[first:second], order[second:])
+    )
+    return Splits(profile, validation, test, n_repeated=len(questions) - len(different))
 
 
 def encode_parts(model: ModelAdapter, splits: Splits) -> EncodedParts:

@@ -91,8 +91,8 @@ class Task:
         if not isinstance(self.labels, str):
             return self.labels
         choices = row.get("choices")
-        fits = isinstance(choices, list) and 2 <= len(choices) <= len(string.ascii_uppercase)
-        if not fits or not all(map(_is_text, choices)):
+        listed = isinstance(choices, list) and all(map(_is_text, choices))
+        if choices is None or not listed or not 2 <= len(choices) <= len(string.ascii_uppercase):
             raise DataError(
                 f"a row of {self.name} must have choices, a list of 2 to 26 texts; {where} has "
                 f"{json.dumps(choices)[:60]}; mend the row"

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from workbench.errors import StoreError
-from workbench.execute.cell import Cell, request_for
+from workbench.execute.cell import Cell
+from workbench.execute.inputs import PlanInputs
 from workbench.result import SHORT_KEY
 
 if TYPE_CHECKING:
@@ -41,9 +42,9 @@ def read_sweep(store: "Store", beginning: str) -> KeptSweep:
     (key,) = found
     cells = _cells(folder / key / "plan.json")
     failed = _failures(folder / key / "failures.jsonl")
-    results, missing = [], []
+    results, missing, inputs = [], [], PlanInputs(store.path / "hashes")
     for cell in cells:
-        request = request_for(cell, store)
+        request = inputs.request(cell)
         result = store.find_request(request) if request else None
         if result is None:
             missing.append(f"{cell.describe()}: {failed.get(cell.key, 'not computed yet')}")
