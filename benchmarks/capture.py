@@ -244,7 +244,9 @@ def rows_of(n_pos: int, found: dict[str, Any], threads: int, reference: str) -> 
         about = {
             "name": f"T = {n_pos}" + (", no unembedding" if peer in WITHOUT_HEAD else ""),
             "peer": peer,
-            "version": versions[PEERS.get(peer, "transformers")],
+            "version": None
+            if peer.startswith("workbench")
+            else versions[PEERS.get(peer, "transformers")],
             "shape": f"GPT-2 small, {SHAPE['n_layer']} layers, {SHAPE['vocab_size']:,} words, batch 1",
             "threads": threads,
         }
