@@ -50,14 +50,24 @@ def test_the_batch_is_what_half_of_the_free_memory_holds():
 
 
 def test_the_free_memory_is_the_least_of_what_limits_us(monkeypatch, tmp_path):
-    (tmp_path / "max").write_text("3000000\n")
-    (tmp_path / "current").write_text("1000000\n")
-    group = (str(tmp_path / "max"), str(tmp_path / "current"))
+    job = tmp_path / "batch" / "job"
+    job.mkdir(parents=True)
+    for folder, limit, used, cache in (
+        (job, "max", 10, 0),
+        (job.parent, 3_000_000, 1_500_000, 500_000),
+    ):
+        (folder / "memory.max").write_text(f"{limit}\n")
+        (folder / "memory.current").write_text(f"{used}\n")
+        (folder / "memory.stat").write_text(f"anon 1\ninactive_file {cache}\n")
+    own = tmp_path / "own"
+    own.write_text("0::/batch/job\n")
     assert memory.free_memory_bytes() > 2_000_000
-    monkeypatch.setattr(memory, "_CGROUPS", (group,))
-    assert memory.free_memory_bytes() == 2_000_000
-    (tmp_path / "max").write_text("max\n")
-    assert memory.free_memory_bytes() > 2_000_000
+    monkeypatch.setattr(memory, "_CGROUPS", tmp_path)
+    assert list(memory._group_bytes(own)) == [2_000_000]  # cache can be dropped: it is free
+    (job / "memory.max").write_text("1000010\n")
+    assert sorted(memory._group_bytes(own)) == [1_000_000, 2_000_000]
+    own.write_text("3:cpu,memory:/batch/job\n0::/elsewhere\n")
+    assert list(memory._group_bytes(own)) == []
 
 
 def test_a_limit_of_the_process_counts():

@@ -15,10 +15,12 @@ BATCH_BYTES = 256 << 20
 """Working memory that an automatic batch size aims at; larger batches are no faster on a CPU."""
 SHARE = 0.5
 """Of the memory that is free, what a batch may take."""
-_CGROUPS = (
-    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-)
+_CGROUPS = Path("/sys/fs/cgroup")
+_CGROUP_FILES = {
+    "": ("memory.max", "memory.current", "inactive_file"),
+    "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+}
+"""By controller ("" is version 2): limit, use, and what of the use is cache that can be dropped."""
 
 
 def free_memory_bytes(device: Any = "cpu") -> int:
@@ -39,12 +41,28 @@ def _system_bytes() -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if found is None else found
 
 
-def _group_bytes() -> Iterator[int]:
-    for limit, used in _CGROUPS:
-        try:
-            yield int(Path(limit).read_text()) - int(Path(used).read_text())
-        except (OSError, ValueError):  # no such group, or "max"
+def _group_bytes(own: Path = Path("/proc/self/cgroup")) -> Iterator[int]:
+    """What this process's control group, and every one around it, leaves."""
+    try:
+        lines = own.read_text("utf-8").splitlines()
+    except (OSError, ValueError):
+        return
+    for line in lines:
+        _, controllers, group = line.split(":", 2)
+        controller = "memory" if "memory" in controllers.split(",") else controllers
+        if controller not in _CGROUP_FILES:
             continue
+        limit, used, cache = _CGROUP_FILES[controller]
+        # Inside a container the path may be that of the host: then the root alone is there.
+        root, inside = _CGROUPS / controller, Path(group.lstrip("/"))
+        for folder in (root / inside, *(root / parent for parent in inside.parents)):
+            try:
+                most, now = int((folder / limit).read_text()), int((folder / used).read_text())
+                kept = (folder / "memory.stat").read_text("ascii").splitlines()
+            except (OSError, ValueError):  # no such group, or "max"
+                continue
+            droppable = (int(row.split()[1]) for row in kept if row.split()[:1] == [cache])
+            yield most - now + next(droppable, 0)
 
 
 def _process_bytes() -> Iterator[int]:

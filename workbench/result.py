@@ -295,12 +295,16 @@ def _edit_words(edit: Mapping[str, Any]) -> str:
     words = [str(edit.get("type", "edited"))]
     for name, value in edit.items():
         if name == "heads" and isinstance(value, list | tuple):
-            few = len(value) <= MOST_NAMED and all(len(pair) == 2 for pair in value)
+            few = len(value) <= MOST_NAMED and all(map(_is_pair, value))
             named = ",".join(f"L{layer}H{head}" for layer, head in value) if few else ""
             words.append(named or f"{len(value)} heads")
         elif name not in ("type", "name") and value is not None:
             words.append(f"{name}={value if not isinstance(value, str) else value[:12]}")
     return " ".join(words)
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, list | tuple) and len(value) == 2
 
 
 def missing_package(what: str, package: str, extra: str) -> str:

@@ -1,8 +1,7 @@
 """One result: what it found, its figures, table, provenance, and everything to take away."""
 
 import contextlib
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import pandas as pd
 import streamlit as st
@@ -202,8 +201,3 @@ def _button(label: str, make: Callable[[], bytes], file: str, suffix: str, scope
         key=f"{scope} download {file}",
         on_click="ignore",
     )
-
-
-def metrics_frame(by_name: Mapping[str, Result]) -> Any:
-    """The numbers of some results side by side."""
-    return pd.DataFrame({name: result.metrics() for name, result in by_name.items()})

@@ -75,7 +75,7 @@ def takes(kind: type) -> Callable[[Callable[[Any], None]], Callable[..., None]]:
     return decorate
 
 
-def read_settings(pairs: Sequence[str] | None) -> dict[str, str]:
+def read_settings(pairs: Sequence[str] | None, option: str = "--set") -> dict[str, str]:
     """Read ``key=value`` texts; dashes in a key count as underscores, the last one of a key wins.
 
     Raises:
@@ -85,7 +85,7 @@ def read_settings(pairs: Sequence[str] | None) -> dict[str, str]:
     for pair in pairs or ():
         name, equals, value = pair.partition("=")
         if not equals or not name.strip():
-            raise typer.BadParameter(f"--set takes key=value; got {pair!r}")
+            raise typer.BadParameter(f"{option} takes key=value; got {pair!r}")
         settings[name.strip().replace("-", "_")] = value.strip()
     return settings
 

@@ -162,7 +162,7 @@ def make_executor(
         return RemoteExecutor(workers)
     from workbench.execute.slurm import SlurmExecutor
 
-    return SlurmExecutor(workers, given.read_settings(slurm))
+    return SlurmExecutor(workers, given.read_settings(slurm, "--slurm"))
 
 
 def _with_setting(probes: Any, pair: str) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from workbench.errors import ConfigError, WorkbenchError
 from workbench.execute.cell import Cell
 from workbench.execute.inputs import PlanInputs
-from workbench.memory import BATCH_BYTES
+from workbench.memory import automatic_batch_size, free_memory_bytes
 from workbench.models.names import resolve_model
 from workbench.revisions import hub_folder, weight_files
 
@@ -76,7 +76,8 @@ def model_sizes(cell: Cell) -> Sizes | None:
     except (WorkbenchError, OSError):
         return None
     config = json.loads((folder / "config.json").read_text("utf-8"))
-    config = {**config, **config.get("text_config", {})}
+    inner = config.get("text_config")
+    config = {**config, **(inner if isinstance(inner, dict) else {})}
 
     def number(*names: str, default: int) -> int:
         found = (config[name] for name in names if isinstance(config.get(name), int))
@@ -95,11 +96,21 @@ def model_sizes(cell: Cell) -> Sizes | None:
     )
 
 
-def memory_bytes(cell: Cell, sizes: Sizes, n_prompts: int = 0) -> int:
-    """What a process needs at most while it runs a cell; with 0 prompts: however many there are."""
-    n_pos = min(int(cell.options.get("n_pos") or sizes.n_ctx), sizes.n_ctx)
+def memory_bytes(
+    cell: Cell, sizes: Sizes, n_prompts: int = 0, longest: int = 0, free_bytes: int = 1 << 50
+) -> int:
+    """What a process needs at most while it runs a cell.
+
+    Args:
+        cell: What is to be run.
+        sizes: Of its model.
+        n_prompts: 0: however many there are.
+        longest: Tokens of the longest prompt at most; 0: as many as the model takes.
+        free_bytes: Memory by which an automatic batch size is chosen.
+    """
+    n_pos = min(int(cell.options.get("n_pos") or longest or sizes.n_ctx), sizes.n_ctx)
     per_prompt = 4 * n_pos * (16 * sizes.d_model + 4 * sizes.d_mlp)
-    batch = cell.options.get("batch_size") or max(1, BATCH_BYTES // per_prompt)
+    batch = cell.options.get("batch_size") or automatic_batch_size(sizes, n_pos, free_bytes)
     batch = min(batch, n_prompts or batch)
     logits = 4 * n_pos * sizes.d_vocab
     return LIBRARY_BYTES + sizes.weight_bytes + batch * (per_prompt + logits)
@@ -138,6 +149,7 @@ class Estimator:
         self._past: dict[tuple[str, str], float | None] = {}
         self._sizes: dict[str, Sizes | None] = {}
         self._rates: dict[str, float | None] = {}
+        self._free_bytes = free_memory_bytes()
 
     def estimate(self, cell: Cell) -> Estimate:
         """Memory and time of one cell."""
@@ -146,7 +158,11 @@ class Estimator:
         sizes = self._sizes[cell.load_key]
         prompts = self._inputs.prompts(cell.data, cell.options.get("limit"))
         n_prompts = len(prompts.lengths) if prompts else cell.options.get("limit") or 0
-        memory = None if sizes is None else memory_bytes(cell, sizes, n_prompts)
+        # Lengths are guessed from characters: twice that is room enough.
+        longest = 2 * max(prompts.lengths, default=0) if prompts else 0
+        memory = None
+        if sizes is not None:
+            memory = memory_bytes(cell, sizes, n_prompts, longest, self._free_bytes)
         past = self._seconds_before(cell)
         if past is not None or sizes is None:
             return Estimate(memory, past)
@@ -228,7 +244,6 @@ def room_here(cells: Sequence[Cell], n_workers: int) -> Room:
     Raises:
         ConfigError: A cell's device is not here.
     """
-    from workbench.memory import free_memory_bytes
     from workbench.models.checkpoint import pick_device
 
     for device in {cell.options.get("device", "auto") for cell in cells}:

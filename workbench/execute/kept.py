@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from workbench.errors import StoreError
+from workbench.errors import StoreError, WorkbenchError
 from workbench.execute.cell import Cell
 from workbench.execute.inputs import PlanInputs
 from workbench.result import SHORT_KEY
@@ -41,11 +41,13 @@ def read_sweep(store: "Store", beginning: str) -> KeptSweep:
         )
     (key,) = found
     cells = _cells(folder / key / "plan.json")
-    failed = _failures(folder / key / "failures.jsonl")
+    failed = _by_cell(folder / key / "failures.jsonl", "error")
+    ended = _by_cell(folder / key / "outcomes.jsonl", "result")
     results, missing, inputs = [], [], PlanInputs(store.path / "hashes")
     for cell in cells:
-        request = inputs.request(cell)
-        result = store.find_request(request) if request else None
+        result = ended.get(cell.key)
+        if result is None or not store.folder(result).is_dir():
+            result = _asked(cell, inputs, store)
         if result is None:
             missing.append(f"{cell.describe()}: {failed.get(cell.key, 'not computed yet')}")
         else:
@@ -63,9 +65,18 @@ def _cells(path: Any) -> list[Cell]:
         ) from error
 
 
-def _failures(path: Any) -> dict[str, str]:
-    """Reason by key of the cell; a line that is cut off says nothing."""
-    reasons = {}
+def _asked(cell: Cell, inputs: PlanInputs, store: "Store") -> str | None:
+    """The result that the cell's files lead to; None where they are no longer there."""
+    try:
+        request = inputs.request(cell)
+    except WorkbenchError:
+        return None
+    return store.find_request(request) if request else None
+
+
+def _by_cell(path: Any, name: str) -> dict[str, str]:
+    """One field by key of the cell, where it is a text; a line that is cut off says nothing."""
+    found = {}
     try:
         lines = path.read_text("utf-8").splitlines()
     except OSError:
@@ -73,7 +84,8 @@ def _failures(path: Any) -> dict[str, str]:
     for line in lines:
         try:
             row = json.loads(line)
-            reasons[str(row["cell"])] = str(row.get("error") or "failed")
+            if isinstance(row.get(name), str):
+                found[str(row["cell"])] = row[name]
         except (ValueError, KeyError, TypeError, AttributeError):
             continue
-    return reasons
+    return found

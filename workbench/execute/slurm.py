@@ -74,7 +74,7 @@ class SlurmExecutor:
             return None
         try:
             return Room(int(float(given["mem_gb"]) * 2**30))
-        except ValueError as error:
+        except (ValueError, OverflowError) as error:
             raise ConfigError(f"mem_gb must be a number; got {given['mem_gb']!r}") from error
 
     def execute(self, cells: Sequence[Cell], store: Path, emit: Emit) -> None:
@@ -100,7 +100,14 @@ class SlurmExecutor:
             executor.update_parameters(
                 **{name: yaml.safe_load(text) for name, text in given.items()}
             )
-        except (AssertionError, RuntimeError, NameError, TypeError, ValueError) as error:
+        except (
+            AssertionError,
+            RuntimeError,
+            NameError,
+            TypeError,
+            ValueError,
+            yaml.YAMLError,
+        ) as error:
             text = " ".join(str(error).split())
             raise ConfigError(
                 f"the slurm executor must run where sbatch is, with parameters it knows; {text}; "

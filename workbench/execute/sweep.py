@@ -177,6 +177,7 @@ class _Book:
             # What failed before is tried again now.
             for name in ("failures.jsonl", "outcomes.jsonl"):
                 (self.folder / name).unlink(missing_ok=True)
+        self.save()  # a sweep that waits in a queue is there to be seen, and an older one's end is not
 
     def take(self, event: Event) -> None:
         """Note an event, and pass it on."""

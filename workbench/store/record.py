@@ -218,6 +218,10 @@ def _checked_document(folder: Path, key: str) -> dict[str, Any]:
             raise DamagedResultError(
                 f"{name!r} in {DOCUMENT} of result {key} must be a {kind.__name__}"
             )
+    if not 0 <= document["version"] < 1 << 63:  # more than the catalogue's column holds
+        raise DamagedResultError(
+            f"the version in {DOCUMENT} of result {key} must be a count; got {document['version']}"
+        )
     if document["key"] != key:
         raise DamagedResultError(f"{DOCUMENT} of result {key} belongs to {document['key']!r}")
     for axis, names in document["labels"].items():
