@@ -336,9 +336,21 @@ def test_an_edited_run_is_found_again_and_is_not_the_stock_one(folder, store_pat
     assert words[other.key] == "tiny under ZeroTuning gamma=2.0 L0H1,L1H2 mode=score"
 
 
+def test_an_edited_run_follows_the_content_of_its_files(folder, store_path, tmp_path):
+    path, store = tmp_path / "vector.safetensors", wb.Store(store_path)
+    edit = {"name": "add-vector", "site": "L0.resid_post", "vector": str(path)}
+    keys = set()
+    for size in (1.0, 2.0):
+        save_file({"vector": torch.full((D_MODEL,), size)}, path)
+        keys |= {run(folder, random_tokens(2, 16), store=store, intervention=edit).key for _ in "ab"}
+    assert len(keys) == 2
+
+
 @pytest.mark.parametrize(
     ("edit", "words"),
     [
+        ({"name": "zerotuning", "gamma": 10**400}, "401 digits"),
+        ({"name": "add-vector", "site": "L0.resid_post", "vector": "a\0b"}, "no such file"),
         ({"name": "zerotunin", "gamma": 1.5}, "Did you mean 'zerotuning'"),
         ({"name": "zerotuning"}, "zerotuning needs gamma"),
         ({"name": "zerotuning", "gama": 1.5}, "Did you mean 'gamma'"),

@@ -149,10 +149,28 @@ def request_from(
 
 
 def edited_request(request: str | None, intervention: Mapping[str, Any] | None) -> str | None:
-    """The request on a model that is edited; the same one without an intervention."""
+    """The request on a model that is edited; the same one without an intervention.
+
+    Files that the intervention names count by their content. None where it holds more than plain data.
+    """
     if request is None or intervention is None:
         return request
-    return request_hash({"request": request, "intervention": intervention})
+    files = {
+        name: hashlib.sha256(Path(value).read_bytes()).hexdigest()
+        for name, value in intervention.items()
+        if isinstance(value, str) and _is_file(value)
+    }
+    try:
+        return request_hash({"request": request, "intervention": intervention, "files": files})
+    except TypeError:  # a tensor, say
+        return None
+
+
+def _is_file(text: str) -> bool:
+    try:
+        return Path(text).is_file()
+    except (OSError, ValueError):  # too long, or with a NUL
+        return False
 
 
 def probe_hash(probe: str) -> str | None:

@@ -206,7 +206,9 @@ class _Job:
     def _batch_size(self) -> int | None:
         if self.options.batch_size is not None or self.prompts is None:
             return self.options.batch_size
-        free = free_memory_bytes(getattr(self.model, "device", "cpu"))
+        from workbench.models.inputs import device_of
+
+        free = free_memory_bytes(device_of(self.model))
         return automatic_batch_size(self.model.spec, self.prompts.tokens.shape[1], free)
 
     def _describe_prompts(self) -> dict[str, Any] | None:

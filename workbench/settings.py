@@ -133,7 +133,7 @@ def make_config(config_class: type, settings: Mapping[str, Any], what: str) -> A
             and not isinstance(value, bool)
             and float in _alternatives(hints[name])
         ):
-            value = float(value)
+            value = as_float(name, value)
         _check_type(name, value, hints[name])
         values[name] = value
     for name, field in fields.items():
@@ -151,6 +151,20 @@ def _hints(config_class: type) -> dict[str, Any]:
 def _check_type(name: str, value: Any, annotation: Any) -> None:
     if not _fits(value, annotation):
         raise ConfigError(f"{name} must be {_in_words(annotation)}; got {value!r}")
+
+
+def as_float(name: str, value: float) -> float:
+    """A number as a float.
+
+    Raises:
+        ConfigError: It is too large for one.
+    """
+    try:
+        return float(value)
+    except OverflowError as error:
+        raise ConfigError(
+            f"{name} must fit into a float; got a number of {len(str(value))} digits"
+        ) from error
 
 
 def _as_tuple(value: Any) -> Any:

@@ -80,3 +80,11 @@ def test_it_is_refused_where_it_is_not_compiled():
         pytest.raises(CapabilityError, match="leave flex_on_cuda"),
     ):
         model.logits(random_tokens(1, 4))
+
+
+@pytest.mark.parametrize("edits", [[wb.ZeroTuning(0.01)], [wb.ZeroTuning(2.0), wb.ZeroTuning(3.0)]])
+def test_an_edit_that_would_run_in_tiles_is_refused_not_run_in_another_kernel(edits, monkeypatch):
+    monkeypatch.setattr("workbench.attention.flex.is_asked", lambda inputs: True)
+    model = wb.wrap(tiny_model("llama"))
+    with model.edit(*edits), pytest.raises(CapabilityError, match="one edit to itself"):
+        model.logits(random_tokens(1, 8))

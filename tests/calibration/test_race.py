@@ -21,7 +21,12 @@ from workbench.models.base import Site
 
 @pytest.mark.parametrize("mode", ["causal", "full"])
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_a_head_is_touched_exactly_where_act_changes_its_pattern(model, mode, side):
+@pytest.mark.parametrize("tile_floats", [150, 1 << 20])
+def test_a_head_is_touched_exactly_where_act_changes_its_pattern(
+    model, mode, side, tile_floats, monkeypatch
+):
+    # 150: tiles of long prompts hold some of the heads only.
+    monkeypatch.setattr("workbench.attention.streaming.TILE_FLOATS", tile_floats)
     tokens, mask = padded(random_tokens(5, 12), [12, 7, 9, 12, 5], side)
     act = ACT(alpha=2.2, beta=0.4, mode=mode)
     site = Site("pattern", 0)

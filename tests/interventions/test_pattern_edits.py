@@ -7,6 +7,7 @@ import workbench as wb
 from tests.models.agreement import LIBRARY_WARNINGS, through_bridge
 from tests.zoo import ATTENTION_FAMILIES, padded, random_tokens, tiny_model
 from workbench.attention.statistics import RowEntropy
+from workbench.attention.whole import change_pattern
 from workbench.errors import CapabilityError, ConfigError
 from workbench.interventions.mean_heads import MeanHeads, mean_z
 from workbench.interventions.move_to_first import MoveToFirst
@@ -249,3 +250,23 @@ def test_in_half_precision_the_output_is_rounded_once(edit):
         (output,) = captured(model, tokens, "z")
     scale = value.abs().max()
     torch.testing.assert_close(output / scale, wanted / scale, rtol=0, atol=2 * BFLOAT16)
+
+
+@pytest.mark.parametrize("edit", [wb.ACT(alpha=1.0, beta=0.0, protect_first=False), wb.ZeroTuning(0.02)])
+def test_what_half_precision_rounds_off_a_row_is_no_learned_sink(edit):
+    """Backends that hand patterns over: rows sum to 1 after the edit as they did before it."""
+    logits = 6 * torch.randn(2, 4, 40, 40, generator=torch.Generator().manual_seed(0))
+    hidden = torch.ones(40, 40, dtype=torch.bool).triu(1)
+    pattern = logits.masked_fill(hidden, -torch.inf).softmax(-1).to(torch.bfloat16)
+    spec = wb.wrap(tiny_model("llama")).spec
+    (first, *_) = edit.plan(spec)
+    changed = change_pattern(first, pattern, torch.zeros(2, dtype=torch.long))
+    assert not torch.equal(changed, pattern)
+    assert (changed.float().sum(-1) - 1).abs().max() < 0.01
+    stock = change_pattern(first, pattern[:, :, :1], torch.zeros(2, dtype=torch.long))
+    assert torch.equal(stock, pattern[:, :, :1])  # a row that sees itself alone keeps its bits
+
+
+def test_a_head_is_given_one_mean(tmp_path):
+    with pytest.raises(ConfigError, match="different"):
+        MeanHeads([(0, 1), (0, 1)], torch.zeros(2, 8))

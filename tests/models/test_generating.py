@@ -5,6 +5,7 @@ import torch
 from transformers import CompileConfig, DynamicCache
 
 import workbench as wb
+from workbench.models.base import Site
 from tests.models.agreement import LIBRARY_WARNINGS, through_bridge
 from tests.zoo import padded, random_tokens, tiny_model
 from workbench.errors import ConfigError
@@ -102,6 +103,10 @@ def test_a_model_whose_forward_was_compiled_is_read_and_edited():
     for edit in (None, wb.ZeroTuning(4.0), ACTING, EDITS["add-vector"]):
         for each in (plain, model):
             each.logits(tokens)  # compiled before the edit comes
+        for layer in (0, 1):
+            resid = plain.capture(tokens, [Site("resid_pre", layer)])[Site("resid_pre", layer)]
+            found = model.continue_from(layer, resid)
+            torch.testing.assert_close(found, plain.logits(tokens), rtol=0, atol=1e-5)
         edits = () if edit is None else (edit,)
         with plain.edit(*edits), model.edit(*edits):
             torch.testing.assert_close(

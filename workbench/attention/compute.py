@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from workbench.attention.edits import AttentionCall, AttentionEdit, TiledCall, key_scores
-from workbench.attention.flex import flex_first_key, is_asked
+from workbench.attention.flex import flex_first_key, is_asked, refuse_if_asked
 from workbench.attention.fused import fused_attention
 from workbench.attention.statistics import ColumnMean
 from workbench.attention.streaming import AttentionInputs, PatternBlock, PatternStatistic, attend
@@ -51,7 +51,10 @@ def compute(
     # An output form knows the unedited pattern only: statistics, and a second edit, must see what
     # the first one made of it.
     if edits:
-        if not statistics and len(edits) == 1 and edits[0].uses_output(inputs.query.dtype):
+        alone = not statistics and len(edits) == 1 and edits[0].uses_output(inputs.query.dtype)
+        if not alone and any(edit.first_key_bias is not None for edit in edits):
+            refuse_if_asked(inputs)
+        if alone:
             z = _output_form(call, edits[0], stock)
             if z is not None:
                 return z, {}

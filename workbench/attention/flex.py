@@ -40,6 +40,19 @@ def flex_on_cuda() -> Iterator[None]:
         _asked.reset(token)
 
 
+def refuse_if_asked(inputs: AttentionInputs) -> None:
+    """Refuse to run an edit in another kernel than the one that was asked for.
+
+    Raises:
+        CapabilityError: FlexAttention was asked for, and this edit must run in tiles.
+    """
+    if is_asked(inputs):
+        raise CapabilityError(
+            "FlexAttention must have one edit to itself, no statistics of the pattern, and a gamma that is "
+            "not small; this edit runs in tiles; leave flex_on_cuda() out"
+        )
+
+
 def is_asked(inputs: AttentionInputs) -> bool:
     """Whether FlexAttention must serve this call.
 

@@ -13,7 +13,7 @@ from workbench.attention.streaming import PatternBlock, PatternShape, PatternSta
 from workbench.errors import CapabilityError
 
 ROUNDING = 1e-4
-"""A row that sums to less than 1 by more than this, in any precision, has a learned sink."""
+"""A row that sums to less than 1 by more than this has a learned sink."""
 
 
 def statistics_of_pattern(
@@ -53,8 +53,35 @@ def change_pattern(
     first_column: int = 0,
 ) -> Float[Tensor, "batch head q_pos k_pos"]:
     """Apply an attention edit to a whole pattern; see ``TiledCall`` for the arguments."""
+    whole = _rows_as_meant(pattern)
+    changed = _changed(edit, whole, first_key, row_valid, n_before, first_column)
+    # What is left alone keeps its bits.
+    return torch.where(changed == whole, pattern, changed.to(pattern.dtype))
+
+
+def _rows_as_meant(pattern: Float[Tensor, "*batch k_pos"]) -> Float[Tensor, "*batch k_pos"]:
+    """In float32; rows that half precision has rounded off a sum of 1 sum to 1 again.
+
+    Otherwise what rounding took would pass for the share of a learned sink.
+    """
+    whole = pattern.float()
+    if pattern.dtype == torch.float32:
+        return whole
+    total = whole.sum(dim=-1, keepdim=True)
+    rounded = (total - 1.0).abs() <= torch.finfo(pattern.dtype).eps
+    return torch.where(rounded, whole / total, whole)
+
+
+def _changed(
+    edit: AttentionEdit,
+    pattern: Float[Tensor, "batch head q_pos k_pos"],
+    first_key: Int[Tensor, " batch"],
+    row_valid: Float[Tensor, "batch q_pos"] | None,
+    n_before: int,
+    first_column: int,
+) -> Float[Tensor, "batch head q_pos k_pos"]:
     if edit.pattern is not None:
-        return edit.pattern(pattern.float(), first_key).to(pattern.dtype)
+        return edit.pattern(pattern, first_key)
     assert edit.begin is not None  # one of the two is always there
 
     def column_mean() -> Tensor:
@@ -66,12 +93,12 @@ def change_pattern(
         n_tokens = row_valid[:, max(0, -n_before) :].sum(dim=1).long()
     call = TiledCall(n_before, first_column, first_key, n_tokens, _no_scores, column_mean)
     change = edit.begin(call)
-    block = _whole_block(pattern.float(), row_valid)
+    block = _whole_block(pattern, row_valid)
     total = block.pattern.sum(dim=-1)
-    lacking = torch.where(total > 0.0, 1.0 - total, 0.0)
+    lacking = torch.where(total > 0.0, 1.0 - total, 0.0).clamp(min=0.0)
     if bool((lacking > ROUNDING).any()):
         block = replace(block, outside=lacking)
-    return change(block).to(pattern.dtype)
+    return change(block)
 
 
 def _whole_block(pattern: Tensor, row_valid: Tensor | None) -> PatternBlock:

@@ -186,12 +186,17 @@ def _label_texts(labels: Any, source: str) -> tuple[str, ...]:
 
 def _check_prompt(prompt: str, source: str) -> None:
     try:
-        names = [name for _, name, _, _ in string.Formatter().parse(prompt) if name is not None]
+        fields = [field for field in string.Formatter().parse(prompt) if field[1] is not None]
     except ValueError as error:
         raise ConfigError(f"the prompt's braces must be closed; {source}: {error}") from error
-    odd = [name for name in names if not re.fullmatch(r"\w+", name)]
-    # Attribute and index look-ups in a template would reach into Python objects.
-    if odd or not names:
+    # Attribute and index look-ups in a template would reach into Python objects; formats would fail on
+    # the row that they do not fit.
+    odd = [
+        f"{name}{'!' + how if how else ''}{':' + form if form else ''}"
+        for _, name, form, how in fields
+        if form or how or not re.fullmatch(r"\w+", name or "")
+    ]
+    if odd or not fields:
         raise ConfigError(
             f"a prompt must take fields as {{name}}; {source} has {{{odd[0] if odd else ''}}}"
         )

@@ -21,6 +21,7 @@ sections 1-4. The released code takes a fixed threshold of 0.1 for alpha / n, pr
 the sinks whichever it is, and is wrong under a KV cache and in batches; this is the paper's rule.
 """
 
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -196,21 +197,25 @@ class _DampedMass(PatternAccumulator):
         if valid is not None:
             first, n_tokens = valid.argmax(dim=1), valid.sum(dim=1).long()
         self._call = TiledCall(0, 0, first, n_tokens, _not_asked, _not_asked)
-        self._act, self._columns, self._n_keys = act, RunningColumns(), shape.n_k
+        self._act, self._n_keys = act, shape.n_k
+        # Tiles of long prompts hold some of the heads only: each part of the heads has its own sums.
+        self._columns: defaultdict[int, RunningColumns] = defaultdict(RunningColumns)
         self._mass = torch.zeros(shape.batch, shape.n_heads, device=shape.device)
 
     def update(self, block: PatternBlock) -> None:
         place, part = Place(self._call, block), block.pattern.float()
+        columns = self._columns[block.heads.start]
         if self._act.mode == "full":
-            self._columns.add(place, part)
+            columns.add(place, part)
             return
-        sinks = self._columns.advance(place, part) > self._act.bound(place)
-        self._mass[block.batches] += part.masked_fill(~sinks, 0.0).sum(dim=(-1, -2))
+        sinks = columns.advance(place, part) > self._act.bound(place)
+        self._mass[block.batches, block.heads] += part.masked_fill(~sinks, 0.0).sum(dim=(-1, -2))
 
     def finish(self) -> Float[Tensor, "batch head"]:
         if self._act.mode == "causal":
             return self._mass
-        total = self._columns.total[..., : self._n_keys]
+        parts = [self._columns[start].total for start in sorted(self._columns)]
+        total = torch.cat([part[..., : self._n_keys] for part in parts], dim=1)
         keys = torch.arange(total.shape[-1], device=total.device)
         first, n_tokens = self._call.first_key[:, None], self._call.n_tokens[:, None]
         after = (first + n_tokens - keys).clamp(min=1)[:, None]

@@ -20,7 +20,7 @@ from workbench.interventions.uniform import UniformAttention
 from workbench.interventions.zero_heads import ZeroHeads
 from workbench.interventions.zerotuning import ZeroTuning
 from workbench.models.base import ModelSpec
-from workbench.settings import make_config
+from workbench.settings import as_float, make_config
 
 INTERVENTIONS: dict[str, type] = {
     "act": ACT,
@@ -76,7 +76,7 @@ def from_content(content: Mapping[str, Any]) -> Intervention:
     settings = {key: value for key, value in content.items() if key not in _ABOUT}
     gamma = settings.get("gamma")
     if isinstance(gamma, list) and all(type(each) in (int, float) for each in gamma):
-        settings["gamma"] = tuple(map(float, gamma))
+        settings["gamma"] = tuple(as_float("gamma", each) for each in gamma)
     intervention: Intervention = make_config(INTERVENTIONS[name], settings, name)
     return intervention
 

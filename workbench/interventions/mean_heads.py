@@ -34,7 +34,11 @@ class MeanHeads:
 
         Raises:
             DataError: The file cannot be read, or its tensor is not one of numbers.
+            ConfigError: A head twice.
         """
+        object.__setattr__(self, "heads", tuple((layer, head) for layer, head in self.heads))
+        if len(set(self.heads)) < len(self.heads):
+            raise ConfigError(f"heads must be different; got {self.heads}; name each head once")
         if isinstance(self.mean, str):
             object.__setattr__(self, "mean", read_tensor(self.mean, "mean"))
 

@@ -20,8 +20,8 @@ def read_tensor(path: str, name: str) -> Float[Tensor, "..."]:
     try:
         with Path(path).open("rb"):
             pass  # safetensors' own words for a missing file are not ours
-    except OSError as error:
-        reason = (error.strerror or "no such file").lower()
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        reason = (getattr(error, "strerror", None) or "no such file").lower()
         raise DataError(f"{name} must be in a file that can be read; {path}: {reason}") from error
     try:
         with safe_open(path, framework="pt") as file:

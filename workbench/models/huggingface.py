@@ -153,6 +153,7 @@ class HuggingFaceModel:
             self._lock,
             torch.set_grad_enabled(resid.requires_grad),
             self._hooked({}, inputs, layer),
+            uncompiled(),  # compiled code would not see where it is to start
             starting_at(self._blocks, layer, resid),
             self._ending(last, resid.shape[1]),
         ):
