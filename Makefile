@@ -3,7 +3,8 @@
 #   make demo    run the probes on the embedded model, write demo/report.html
 #   make test    the test suite            make lint    formatting, style, types
 #   make bench   measure speed and memory  make docs    the documentation site, into site/
-#   make clean   remove what was made here  make notebooks   run and save the notebooks
+#   make picture draw the README's picture  make notebooks   run and save the notebooks
+#   make clean   remove what was made here
 #
 # PYTHON=/path/to/python chooses the interpreter (3.11 or newer).
 
@@ -16,7 +17,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 .PHONY: help demo test lint bench docs picture notebooks clean
 
 help:
-	@sed -n '3,6s/^# *//p' Makefile
+	@sed -n '3,7s/^# *//p' Makefile
 
 # The newest Python we know to work; a plain python3 if it is new enough.
 PYTHON ?= $(shell for name in python3.13 python3.12 python3.11 python3 python; do \

@@ -9,11 +9,7 @@ fresh process's second call, wall and CPU seconds beside each other.
 
 import argparse
 import hashlib
-import json
-import platform
 import shutil
-import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -22,13 +18,13 @@ from pathlib import Path
 
 import numpy as np
 import safetensors.numpy
+from record import OUT, Row, spread, write_record
 
 from workbench.result import Result
 from workbench.store.record import ARRAYS, DOCUMENT, MANIFEST
 from workbench.store.results import Store
 from workbench.store.strict_json import to_json
 
-OUT = Path(__file__).parent / "out" / "store.json"
 FIRST = datetime(2026, 1, 1, tzinfo=UTC)
 PROBES = ("attention-sinks", "active-dormant", "token-dynamics", "reachability")
 
@@ -72,27 +68,28 @@ def fill(store: Store, numbers: range) -> None:
         (folder / MANIFEST).write_bytes(to_json(manifest, indent=1).encode())
 
 
-def timed(work: Callable[[], object], rounds: int) -> dict[str, float]:
-    """Median wall and CPU seconds of some rounds, and the wall's spread."""
+def timed(name: str, shape: str, work: Callable[[], object], rounds: int) -> list[Row]:
+    """Wall and CPU seconds of some rounds, a row each; both are said."""
     walls, cpus = [], []
     for _ in range(rounds):
         wall, cpu = time.perf_counter(), time.process_time()
         work()
         walls.append(time.perf_counter() - wall)
         cpus.append(time.process_time() - cpu)
-    return {
-        "seconds": statistics.median(walls),
-        "least": min(walls),
-        "most": max(walls),
-        "cpu_seconds": statistics.median(cpus),
-    }
+    rows = []
+    for unit, values in (("s", walls), ("CPU s", cpus)):
+        measured = spread(values) if rounds > 1 else {"median": values[0]}
+        row = Row(name=name, peer="workbench", shape=shape, threads=1, unit=unit, **measured)
+        rows.append(row)
+        print(f"{shape:16s} {name:38s} {row.median:10.4f} {unit}", flush=True)
+    return rows
 
 
-def measure(folder: Path, size: int, rounds: int) -> dict[str, dict[str, float]]:
+def measure(folder: Path, size: int, rounds: int) -> list[Row]:
     """Every verb on a store of one size, which is filled first."""
-    store = Store(folder)
+    store, shape = Store(folder), f"{size} results"
     fill(store, range(size))
-    found = {"rebuild": timed(store.rebuild, 1)}
+    rows = timed("rebuild", shape, store.rebuild, 1)
     keys = [key_of(number) for number in range(0, size, max(1, size // 100))]
     fresh = iter(range(size, 2 * size))
 
@@ -112,9 +109,8 @@ def measure(folder: Path, size: int, rounds: int) -> dict[str, dict[str, float]]
     }
     for name, work in verbs.items():
         work()
-        found[name] = timed(work, rounds)
-        print(f"{size:7d}  {name:38s} {found[name]['seconds'] * 1e3:10.1f} ms", flush=True)
-    return found
+        rows += timed(name, shape, work, rounds)
+    return rows
 
 
 def main() -> None:
@@ -123,21 +119,24 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[1_000, 10_000, 100_000])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--folder", type=Path, default=None, help="where the stores are made")
-    parser.add_argument("-o", "--output", type=Path, default=OUT)
+    parser.add_argument("-o", "--output", type=Path, default=OUT / "store.json")
     arguments = parser.parse_args()
-    found = {}
+    rows: list[Row] = []
     for size in arguments.sizes:
         folder = Path(tempfile.mkdtemp(dir=arguments.folder))
         try:
-            start = time.perf_counter()
-            found[str(size)] = measure(folder, size, arguments.rounds)
-            print(f"{size:7d}  all of it: {time.perf_counter() - start:.0f} s", flush=True)
+            rows += measure(folder, size, arguments.rounds)
         finally:
             shutil.rmtree(folder)
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    about = {"python": sys.version.split()[0], "platform": platform.platform()}
-    arguments.output.write_text(
-        json.dumps({**about, "rounds": arguments.rounds, "sizes": found}, indent=1)
+    sizes = " ".join(map(str, arguments.sizes))
+    write_record(
+        "store",
+        rows,
+        command=f"python benchmarks/store.py --sizes {sizes} --rounds {arguments.rounds}",
+        ratio_means="not compared with anything: no other program reads these stores",
+        conditions=f"{arguments.rounds} rounds, rebuild once; filled without waiting for the disk",
+        packages=("interpretability-workbench", "numpy", "safetensors"),
+        path=arguments.output,
     )
 
 

@@ -15,23 +15,21 @@ published as a sweep publishes them, flushed to the disk up to 10,000; more are 
 import argparse
 import contextlib
 import hashlib
-import json
 import os
-import platform
 import resource
 import shutil
-import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-OUT = Path(__file__).parent / "out" / "sweep.json"
+from record import OUT, Row, ratios, spread, write_record
+
 FLUSHED = 10_000
+RATIO_MEANS = "how many times faster than the first way of the same cells"
 TINY = {"vocab_size": 257, "n_positions": 48, "n_embd": 16, "n_layer": 2, "n_head": 2} | {
     "bos_token_id": 0,
     "eos_token_id": 0,
@@ -42,29 +40,22 @@ class Table:
     """Rows of the report."""
 
     def __init__(self) -> None:
-        self.rows: list[dict[str, Any]] = []
+        self.rows: list[Row] = []
 
-    def add(self, name: str, shape: str, values: list[float], unit: str, **more: Any) -> None:
-        """Add the median of some values, and say it."""
-        row = {
-            "name": name,
-            "peer": more.pop("peer", "workbench"),
-            "version": version("interpretability-workbench"),
-            "shape": shape,
-            "threads": 1,
-            "median": statistics.median(values),
-            "least": min(values),
-            "most": max(values),
-            "unit": unit,
-            "ratio": more.pop("ratio", None),
-            "peak_memory": more.pop("peak_memory", None),
-            "note": more.pop("note", ""),
-        }
+    def add(
+        self, name: str, shape: str, values: list[float], unit: str, who: str = "", **more: Any
+    ) -> None:
+        """Add the median of some values, and say it; ``who``: which of our ways it is."""
+        measured = spread(values) if len(values) > 1 else {"median": values[0]}
+        peer = f"workbench, {who}" if who else "workbench"
+        row = Row(name=name, peer=peer, shape=shape, threads=1, unit=unit, **measured, **more)
         self.rows.append(row)
-        spread = "" if len(values) == 1 else f" [{min(values):.4g}, {max(values):.4g}]"
-        ratio = "" if row["ratio"] is None else f", ratio {row['ratio']:.3g}"
-        note = f"  ({row['note']})" if row["note"] else ""
-        print(f"{name:34s} {shape:14s} {row['median']:.4g}{spread} {unit}{ratio}{note}", flush=True)
+        ends = "" if len(values) == 1 else f" [{row.least:.4g}, {row.most:.4g}]"
+        ratio = "" if row.ratio is None else f", ratio {row.ratio:.3g}"
+        note = f"  ({row.note})" if row.note else ""
+        print(
+            f"{name:34s} {shape:14s} {who} {row.median:.4g}{ends} {unit}{ratio}{note}", flush=True
+        )
 
 
 @contextmanager
@@ -174,8 +165,18 @@ def ray(table: Table, folder: Path, arguments: argparse.Namespace) -> None:
 
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
-    library.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     shape = f"{arguments.cells} cells"
+    try:
+        library.init(
+            num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR"
+        )
+    except Exception as error:  # Ray raises no class of its own where its node does not start
+        note = f"not measured: {' '.join(str(error).split())[:200]}"
+        print(note, file=sys.stderr)
+        table.rows.append(
+            Row(name="whole sweep", peer="workbench, two Ray actors", shape=shape, note=note)
+        )
+        return
     local, actors = [], []
     for turn in range(arguments.rounds):
         local.append(_sweep(folder / f"l{turn}", LocalExecutor(2, n_threads=1), arguments))
@@ -218,11 +219,13 @@ def _compare(
     cpu: bool = True,
 ) -> None:
     """Rows of two ways of running the same cells; ratio: how many times faster the second is."""
-    kinds = {"wall": "s", "steady": "s a cell"} | ({"cpu": "CPU s"} if cpu else {})
-    for kind, unit in kinds.items():
-        ratio = statistics.median(b[kind] / a[kind] for b, a in zip(before, after, strict=True))
-        table.add(base, shape, [each[kind] for each in before], unit, note=kind)
-        table.add(other, shape, [each[kind] for each in after], unit, note=kind, ratio=ratio)
+    kinds = {"wall": ("whole sweep", "s"), "steady": ("first result to last", "s a cell")}
+    if cpu:
+        kinds["cpu"] = ("whole sweep, CPU", "CPU s")
+    for kind, (name, unit) in kinds.items():
+        first, second = ([each[kind] for each in times] for times in (before, after))
+        table.add(name, shape, first, unit, base)
+        table.add(name, shape, second, unit, other, **ratios(first, second))
 
 
 # Plans
@@ -293,7 +296,7 @@ def store(table: Table, folder: Path, arguments: argparse.Namespace) -> None:
                 opened.publish(copy(number))
         shape = f"{size} results"
         if flushed:
-            table.add("put", shape, [1e3 * put["wall"] / (size - n_held)], "ms", note="wall")
+            table.add("put", shape, [1e3 * put["wall"] / (size - n_held)], "ms")
             table.add("put", shape, [1e3 * put["cpu"] / (size - n_held)], "CPU ms")
         n_held = size
         lists, gets = [], []
@@ -362,24 +365,26 @@ def main() -> None:
     parser.add_argument("--most", type=int, default=10_000)
     parser.add_argument("--cells", type=int, default=12)
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("-o", "--output", type=Path, default=OUT)
+    parser.add_argument("-o", "--output", type=Path, default=OUT / "sweep.json")
     arguments = parser.parse_args()
     # This file's folder comes first on the path, and in it this file is called sweep.
     sys.path.remove(str(Path(__file__).resolve().parent))
-    table = Table()
+    table, loads = Table(), []
     for name in arguments.parts:
         with tempfile.TemporaryDirectory() as folder:
             PARTS[name](table, Path(folder), arguments)
-    names = ("interpretability-workbench", "torch", "transformers", "ray")
-    load = f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
-    report = {
-        "benchmark": "sweep",
-        "machine": f"{platform.machine()}, {load}",
-        "versions": {name: version(name) for name in names} | {"python": platform.python_version()},
-        "rows": table.rows,
-    }
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps(report, indent=1))
+        loads.append(f"{name} {os.getloadavg()[0]:.1f}")
+    given = f"--most {arguments.most} --cells {arguments.cells} --rounds {arguments.rounds}"
+    write_record(
+        "sweep",
+        table.rows,
+        command=f"python benchmarks/sweep.py {' '.join(arguments.parts)} {given}",
+        ratio_means=RATIO_MEANS,
+        better="higher",
+        conditions=f"load at the end of each part: {', '.join(loads)}",
+        packages=("interpretability-workbench", "torch", "transformers", "ray"),
+        path=arguments.output,
+    )
 
 
 if __name__ == "__main__":

@@ -3,7 +3,10 @@
 import json
 import math
 import re
+import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -119,6 +122,56 @@ def test_only_records_are_adopted(tmp_path, monkeypatch, capsys, record, render)
     render.adopt()
     assert [path.name for path in results.iterdir()] == ["good.json"]
     assert "other.json" in capsys.readouterr().err
+
+
+def test_every_benchmark_writes_the_one_form():
+    texts = {path.name: path.read_text("utf-8") for path in (ROOT / "benchmarks").glob("*.py")}
+    run = {name for name, text in texts.items() if "__main__" in text}
+    assert {"sweep.py", "store.py"} < run
+    # One draws the page, the other has a page of its own.
+    for name in run - {"render.py", "agreement.py"}:
+        assert "write_record(" in texts[name], name
+
+
+def test_rows_of_a_sweep_say_which_way_they_are_and_what_is_faster(load, record):
+    sweep = load("sweep")
+    table = sweep.Table()
+    clocks = [{"wall": 4.0, "steady": 2.0}, {"wall": 6.0, "steady": 4.0}]
+    other = [{"wall": 2.0, "steady": 4.0}, {"wall": 2.0, "steady": 4.0}]
+    sweep._compare(table, "one worker", "two workers", "8 cells", clocks, other, cpu=False)
+    one, two = [row for row in table.rows if row.name == "whole sweep"]
+    assert (one.peer, one.median, one.ratio) == ("workbench, one worker", 5.0, None)
+    assert (two.peer, two.ratio, two.ratio_most) == ("workbench, two workers", 2.5, 3.0)
+    assert one.is_ours
+    assert two.is_ours
+    steady = table.rows[-1]
+    assert (steady.name, steady.unit, steady.ratio) == ("first result to last", "s a cell", 0.75)
+
+
+def test_a_ray_that_does_not_start_is_a_row_without_a_figure(load, monkeypatch, tmp_path):
+    def init(**settings):
+        raise RuntimeError("timed out\nduring startup")
+
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(init=init))
+    for name in ("RAY_USAGE_STATS_ENABLED", "PYTHONPATH"):
+        monkeypatch.setenv(name, "")
+    sweep = load("sweep")
+    table = sweep.Table()
+    sweep.ray(table, tmp_path, SimpleNamespace(cells=8, rounds=1))
+    (row,) = table.rows
+    assert (row.median, row.ratio) == (None, None)
+    assert row.note == "not measured: timed out during startup"
+
+
+def test_rows_of_the_store_are_of_the_wall_and_of_the_processor(load):
+    calls = []
+    wall, cpu = load("store").timed(
+        "a list", "7 results", lambda: calls.append(time.sleep(0.02)), 3
+    )
+    assert len(calls) == 3
+    assert (wall.unit, cpu.unit) == ("s", "CPU s")
+    assert wall.least >= 0.02 > cpu.median  # to sleep takes no processor
+    assert {row.shape for row in (wall, cpu)} == {"7 results"}
 
 
 def test_exponents_are_those_of_a_power_law(load):

@@ -8,7 +8,9 @@ import typer
 
 from tests.pages import PAGES, ROOT, SLOW, blocks, commands, name_of, run_page
 from workbench.cli.commands import app
+from workbench.cli.train import TOYS
 from workbench.discovery import load_probes
+from workbench.interventions.files import INTERVENTIONS
 from workbench.models.names import demo_folder
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -50,6 +52,13 @@ def test_the_table_of_probes_is_complete():
     table = README.split("## Probes")[1].split("## ")[0]
     listed = re.findall(r"^\| \[([\w-]+)\]\(.+?\) \| .+ \| (\S+) \|$", table, re.MULTILINE)
     assert listed == [(probe.name, probe.paper) for probe in load_probes()]
+
+
+def test_the_tables_of_toys_and_interventions_are_complete():
+    for title, names in (("Toy tasks", TOYS), ("Interventions", INTERVENTIONS)):
+        table = README.split(f"## {title}\n")[1].split("\n## ")[0]
+        listed = re.findall(r"^\| (?:\[|`)([\w-]+)(?:\]|`)", table, re.MULTILINE)
+        assert sorted(listed) == sorted(names), title
 
 
 def test_what_the_tree_names_exists():

@@ -9,7 +9,7 @@ run in a process of its own, which is killed with SIGKILL
 
 After each kill the store is looked at by a new process's eyes, and the verb is run again, to its end.
 
-    python -m tests.store.fire --rounds 20 -o benchmarks/out/faults.json
+    python -m tests.store.fire --rounds 20 -o faults.json
 """
 
 import argparse
