@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import workbench as wb
 from tests.zoo import padded, random_tokens, tiny_model
@@ -341,8 +342,10 @@ def test_an_edited_run_follows_the_content_of_its_files(folder, store_path, tmp_
     edit = {"name": "add-vector", "site": "L0.resid_post", "vector": str(path)}
     keys = set()
     for size in (1.0, 2.0):
-        save_file({"vector": torch.full((D_MODEL,), size)}, path)
-        keys |= {run(folder, random_tokens(2, 16), store=store, intervention=edit).key for _ in "ab"}
+        save_file({"vector": torch.full((32,), size)}, path)
+        keys |= {
+            run(folder, random_tokens(2, 16), store=store, intervention=edit).key for _ in "ab"
+        }
     assert len(keys) == 2
 
 

@@ -153,7 +153,7 @@ def _check_type(name: str, value: Any, annotation: Any) -> None:
         raise ConfigError(f"{name} must be {_in_words(annotation)}; got {value!r}")
 
 
-def as_float(name: str, value: float) -> float:
+def as_float(name: str, value: int | float) -> float:
     """A number as a float.
 
     Raises:

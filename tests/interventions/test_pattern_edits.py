@@ -252,7 +252,9 @@ def test_in_half_precision_the_output_is_rounded_once(edit):
     torch.testing.assert_close(output / scale, wanted / scale, rtol=0, atol=2 * BFLOAT16)
 
 
-@pytest.mark.parametrize("edit", [wb.ACT(alpha=1.0, beta=0.0, protect_first=False), wb.ZeroTuning(0.02)])
+@pytest.mark.parametrize(
+    "edit", [wb.ACT(alpha=1.0, beta=0.0, protect_first=False), wb.ZeroTuning(0.02)]
+)
 def test_what_half_precision_rounds_off_a_row_is_no_learned_sink(edit):
     """Backends that hand patterns over: rows sum to 1 after the edit as they did before it."""
     logits = 6 * torch.randn(2, 4, 40, 40, generator=torch.Generator().manual_seed(0))

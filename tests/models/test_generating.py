@@ -5,10 +5,10 @@ import torch
 from transformers import CompileConfig, DynamicCache
 
 import workbench as wb
-from workbench.models.base import Site
 from tests.models.agreement import LIBRARY_WARNINGS, through_bridge
 from tests.zoo import padded, random_tokens, tiny_model
 from workbench.errors import ConfigError
+from workbench.models.base import Site
 
 pytestmark = [pytest.mark.filterwarnings(text) for text in LIBRARY_WARNINGS]
 
