@@ -204,7 +204,7 @@ def cancel(job: Job, grace: float = GRACE_SECONDS) -> None:
     # First the request, then the look: a process that announces itself in between sees the request.
     replace_file(job.folder / "cancel.json", to_json({"asked": now}).encode())
     status = _json(job.folder / "status.json")
-    pid, birth = status.get("pid"), status.get("birth")
+    pid, birth = status.get("pid"), _birth(status)
     if not isinstance(pid, int) or not is_alive(pid, birth):
         return
     with contextlib.suppress(ProcessLookupError):
@@ -230,6 +230,12 @@ def log_tail(job: Job, lines: int = 40) -> str:
     return "\n".join(message_of(line) for line in kept[-lines:])
 
 
+def _birth(status: dict[str, Any]) -> str | None:
+    """When the process began, as ``birth_of`` tells it; None where the file holds no such text."""
+    birth = status.get("birth")
+    return birth if isinstance(birth, str) else None
+
+
 def _state(folder: Path, status: Mapping[str, Any]) -> str:
     final = status.get("state")
     if final in ("done", "failed", "cancelled"):
@@ -244,7 +250,7 @@ def _state(folder: Path, status: Mapping[str, Any]) -> str:
         except OSError:
             return "killed"
         return "starting" if age < START_SECONDS else "killed"
-    if is_alive(pid, status.get("birth")):
+    if is_alive(pid, _birth(status)):
         return "stopping" if asked else "running"
     # It may have written its end between the two looks.
     final = _json(folder / "status.json").get("state")

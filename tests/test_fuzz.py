@@ -315,6 +315,8 @@ FILES_OF_INTERVENTIONS = [
     {"name": "scale-keys", "factor": 0.5, "positions": [0, 3], "heads": None},
     {"name": "zero-heads", "heads": [[0, 0]], "model": "tiny", "revision": "r", "layers": 2},
     {"name": "move-to-first", "heads": [[0, 0]], "calibration": {"task": "x", "n": 3}},
+    {"name": "mean-heads", "heads": [[0, 0]], "mean": "none.safetensors"},
+    {"name": "add-vector", "site": "L0.resid_post", "vector": "none.safetensors", "scale": 2.0},
 ]
 TASKS = [
     {

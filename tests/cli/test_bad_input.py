@@ -234,6 +234,12 @@ def test_intervention_files_that_do_not_fit(command, tiny_folder, tmp_path, cont
     assert failed.failed_with(words)
 
 
+def test_no_token_at_all_is_wrong_usage(command, tiny_folder):
+    done = command("generate", "-m", tiny_folder, "--prompt", "abc", "--max-new-tokens", "0")
+    assert done.code == 2
+    assert "greater than or equal to 1" in done.err
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -241,7 +247,6 @@ def test_intervention_files_that_do_not_fit(command, tiny_folder, tmp_path, cont
         (("--intervention", "zero-tuning", "--set", "gamma=2"), "'zerotuning'"),
         (("--intervention", "zerotuning", "--set", "gama=2"), "'gamma'"),
         (("--intervention", "zero-heads", "--set", "heads=first"), "L0H3"),
-        (("--max-new-tokens", "0"), "at least 1"),
         (("--max-new-tokens", "500"), "n_ctx"),
         (("--prompt", ""), "at least one token"),
     ],

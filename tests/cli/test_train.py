@@ -36,7 +36,11 @@ def test_json_is_one_object(command, tmp_path):
 
 @pytest.mark.parametrize(
     ("setting", "words"),
-    [("n_layer=2", "Did you mean 'n_layers'?"), ("lr=fast", "float"), ("lr=0", "above 0")],
+    [
+        ("n_layer=2", "Did you mean 'n_layers'?"),
+        ("lr=fast", "lr must be a number"),
+        ("lr=0", "above 0"),
+    ],
 )
 def test_wrong_settings_are_refused_before_training(command, tmp_path, setting, words):
     failed = command(

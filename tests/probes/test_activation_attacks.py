@@ -141,7 +141,7 @@ def test_the_search_and_the_fresh_pass_see_the_same_perturbation(family, monkeyp
         pairs.append((reached, outcome))
         return outcome
 
-    monkeypatch.setattr("probes.activation_attacks_bench.verify", recorded)
+    monkeypatch.setattr("probes.activation_attacks_solve.verify", recorded)
     bench = bench_of(MODELS[family]())
     problems = [Problem(Cell(places), 4, row) for places in ((5, 7), (6,)) for row in range(3)]
     solved(bench, problems, Descent(steps=8))

@@ -556,7 +556,7 @@ def test_another_lens_in_the_same_folder_is_another_result(tiny_folder, tmp_path
     found = []
     for rank in range(2):
         save_lens(
-            tmp_path / "lens", [torch.eye(16)] * 2, [rank * torch.ones(16)] * 2, "safetensors"
+            tmp_path / "lens", [torch.eye(16)] * 2, [rank * torch.arange(16.0)] * 2, "safetensors"
         )
         found.append(
             wb.run(

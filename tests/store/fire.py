@@ -330,6 +330,21 @@ def _piece(world, finished=False):
     assert torch.equal(found["a"], torch.arange(6.0))
 
 
+def _draft(number):
+    def write(world, finished=False):
+        import torch
+
+        _pieces(world).write_draft("batch-0", {"a": torch.full((6,), float(number))})
+
+    return write
+
+
+def _old_or_new_draft(world, finished):
+    found = _pieces(world).read_draft("batch-0")
+    assert found is not None, "the note before is lost"
+    assert found["a"].tolist() in ([[2.0] * 6] if finished else [[1.0] * 6, [2.0] * 6])
+
+
 def _lose_sight(world):
     """A whole result where a crash may leave it: set aside by mistake, or moved for another."""
     store = world.store
@@ -423,6 +438,7 @@ SCENARIOS = [
     Scenario("take an abandoned claim", _claim, _can_be_claimed, _abandoned_claim),
     Scenario("rebuild", lambda world: quiet(world.store).rebuild(), _nothing_more),
     Scenario("keep a part", _piece, _piece),
+    Scenario("note where a part stands", _draft(2), _old_or_new_draft, _draft(1)),
     Scenario(
         "forget the parts",
         lambda world: _pieces(world).discard(),

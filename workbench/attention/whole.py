@@ -12,7 +12,7 @@ from workbench.attention.statistics import ColumnMean
 from workbench.attention.streaming import PatternBlock, PatternShape, PatternStatistic
 from workbench.errors import CapabilityError
 
-ROUNDING = 1e-4
+ROUNDING = 1e-5
 """A row that sums to less than 1 by more than this has a learned sink."""
 
 

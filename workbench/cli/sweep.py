@@ -1,5 +1,6 @@
 """``workbench sweep``: many runs, on one machine or several."""
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -226,7 +227,7 @@ def _show_plan(
 
     message(
         f"{describe_cells(plan.cells)}; {n_cached} cached, {len(seconds)} to run"
-        f"{_time_text(len(seconds) - len(known), sum(known))}"
+        f"{_time_text(len(seconds) - len(known), math.fsum(known))}"
     )
 
 

@@ -41,7 +41,7 @@ from workbench.errors import ConfigError
 from workbench.interventions.base import Heads, heads_by_layer
 from workbench.models.base import ModelSpec
 
-ROUNDING = 1e-5
+ROUNDING = 2e-6
 """A row that sums to less than 1 by more than this has a learned sink, or is padding."""
 LARGEST_LOG = 87.0
 """exp of more leaves float32; such a weight is the whole row already."""
