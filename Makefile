@@ -2,6 +2,7 @@
 #
 #   make demo    run the probes on the embedded model, write demo/report.html
 #   make test    the test suite            make lint    formatting, style, types
+#   make browser  the dashboard in a real Chromium
 #   make bench   measure speed and memory  make docs    the documentation site, into site/
 #   make picture draw the README's picture  make notebooks   run and save the notebooks
 #   make clean   remove what was made here
@@ -14,10 +15,10 @@ STAMP := $(VENV)/.installed
 TORCH := $(shell grep '^torch==' constraints.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench docs picture notebooks clean
+.PHONY: help demo test browser lint bench docs picture notebooks clean
 
 help:
-	@sed -n '3,7s/^# *//p' Makefile
+	@sed -n '3,8s/^# *//p' Makefile
 
 # The newest Python we know to work; a plain python3 if it is new enough.
 PYTHON ?= $(shell for name in python3.13 python3.12 python3.11 python3 python; do \
@@ -39,8 +40,12 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	@# A process a core; one thread each, or they would wait for each other.
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto -m "not slow and not gpu" \
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto -m "not slow and not gpu and not browser" \
 		--cov --cov-report=term:skip-covered
+
+# What a person does in the dashboard, in a real Chromium; minutes.
+browser: $(STAMP)
+	@$(BIN)/python -m pytest -q -m browser tests/browser
 
 lint: $(STAMP)
 	@$(BIN)/ruff format --check .

@@ -2,7 +2,7 @@
 
 Screenshots for the documentation come from the same journeys:
 
-    WORKBENCH_SCREENSHOTS=docs/screenshots python -m pytest tests/browser -m 'not slow'
+    WORKBENCH_SCREENSHOTS=docs/screenshots python -m pytest tests/browser -m browser
 """
 
 import contextlib

@@ -26,6 +26,8 @@ NUMBERS = """([index, trace]) => {
 }"""
 """The numbers that a drawn map shows."""
 
+pytestmark = pytest.mark.browser
+
 
 @pytest.fixture
 def empty_store(server):

@@ -20,6 +20,8 @@ FOCUSED = """() => {
     return [at.tagName.toLowerCase(), label.trim().split("\\n").join(" ")];
 }"""
 
+pytestmark = pytest.mark.browser
+
 
 @pytest.fixture
 def hostile(server, measured):
