@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from workbench import memory
 from workbench.errors import ConfigError, WorkbenchError
 from workbench.execute.cell import Cell
 from workbench.execute.inputs import PlanInputs
-from workbench.memory import automatic_batch_size, free_memory_bytes
 from workbench.models.names import resolve_model
 from workbench.revisions import hub_folder, weight_files
 
@@ -110,7 +110,7 @@ def memory_bytes(
     """
     n_pos = min(int(cell.options.get("n_pos") or longest or sizes.n_ctx), sizes.n_ctx)
     per_prompt = 4 * n_pos * (16 * sizes.d_model + 4 * sizes.d_mlp)
-    batch = cell.options.get("batch_size") or automatic_batch_size(sizes, n_pos, free_bytes)
+    batch = cell.options.get("batch_size") or memory.automatic_batch_size(sizes, n_pos, free_bytes)
     batch = min(batch, n_prompts or batch)
     logits = 4 * n_pos * sizes.d_vocab
     return LIBRARY_BYTES + sizes.weight_bytes + batch * (per_prompt + logits)
@@ -149,7 +149,7 @@ class Estimator:
         self._past: dict[tuple[str, str], float | None] = {}
         self._sizes: dict[str, Sizes | None] = {}
         self._rates: dict[str, float | None] = {}
-        self._free_bytes = free_memory_bytes()
+        self._free_bytes = memory.free_memory_bytes()
 
     def estimate(self, cell: Cell) -> Estimate:
         """Memory and time of one cell."""
@@ -160,17 +160,17 @@ class Estimator:
         n_prompts = len(prompts.lengths) if prompts else cell.options.get("limit") or 0
         # Lengths are guessed from characters: twice that is room enough.
         longest = 2 * max(prompts.lengths, default=0) if prompts else 0
-        memory = None
+        needed = None
         if sizes is not None:
-            memory = memory_bytes(cell, sizes, n_prompts, longest, self._free_bytes)
+            needed = memory_bytes(cell, sizes, n_prompts, longest, self._free_bytes)
         past = self._seconds_before(cell)
         if past is not None or sizes is None:
-            return Estimate(memory, past)
+            return Estimate(needed, past)
         rate = self._rate(cell)
         if rate is None:
-            return Estimate(memory, None)
+            return Estimate(needed, None)
         n_tokens = prompts.n_tokens(cell.options.get("n_pos")) if prompts else 0
-        return Estimate(memory, 2 * sizes.n_parameters * n_tokens / rate, True)
+        return Estimate(needed, 2 * sizes.n_parameters * n_tokens / rate, True)
 
     def _seconds_before(self, cell: Cell) -> float | None:
         """The median time of the newest results of the same probe and model."""
@@ -255,5 +255,5 @@ def room_here(cells: Sequence[Cell], n_workers: int) -> Room:
 
         gpus = [torch.cuda.mem_get_info(index)[0] for index in range(torch.cuda.device_count())]
     if not gpus:
-        return Room(free_memory_bytes(), n_workers)
+        return Room(memory.free_memory_bytes(), n_workers)
     return Room(sum(gpus), n_workers) if spread else Room(min(gpus), n_workers, len(gpus))
