@@ -1,5 +1,6 @@
 """Ways of generating under edits: what is refused by name, and what keeps step with transformers' loop."""
 
+import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -120,6 +121,10 @@ def uncompiled() -> Iterator[None]:
     torch leaves hooks out of what it checks before it runs compiled code again, so that an edit by
     hooks would silently not happen.
     """
+    # What compiles has been imported before; to import it here would cost seconds and 20 MB.
+    if "torch._dynamo" not in sys.modules:
+        yield
+        return
     _uncompiled.enter()
     try:
         yield
