@@ -68,7 +68,7 @@ bench: $(STAMP)
 
 # Links that lead nowhere and pages that nothing leads to are errors.
 docs: $(STAMP)
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 # The picture at the top of the README; needs Chromium.
 picture: $(STAMP)
