@@ -97,16 +97,21 @@ class Shelf:
             deep: Check every byte, not only sizes and ``result.json``.
         """
         folder = self.folder(key)
-        try:
-            with explained("read", folder):
-                record = read_record(folder, key)
-                if record is not None and deep:
-                    record.check_contents()
-        except RemovedResultError:
-            return None
-        except DamagedResultError as error:
-            raise self.set_aside(key, error) from error
-        return record
+        while True:
+            before = _identity(folder)
+            try:
+                with explained("read", folder):
+                    record = read_record(folder, key)
+                    if record is not None and deep:
+                        record.check_contents()
+                return record
+            except RemovedResultError:
+                return None
+            except DamagedResultError as error:
+                # Put in the place of another between two files of one look: whole, but not the one
+                # whose manifest was read.
+                if _identity(folder) == before:
+                    raise self.set_aside(key, error) from error
 
     @contextlib.contextmanager
     def scratch(self, name: str) -> Iterator[Path]:
@@ -231,3 +236,12 @@ def _is_whole(folder: Path, key: str) -> bool:
     except StoreError:
         return False
     return record is not None
+
+
+def _identity(folder: Path) -> tuple[int, int] | None:
+    """Tells one directory from another that took its place; None where there is none."""
+    try:
+        found = folder.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
