@@ -152,7 +152,7 @@ def read(store: Path, job_id: str) -> Job | None:
         return None
     _reap()
     folder = jobs_folder(store) / job_id
-    request, status = _json(folder / "request.json"), _json(folder / "status.json")
+    request, status = read_object(folder / "request.json"), read_object(folder / "status.json")
     if not folder.is_dir():
         return None
     created = str(request.get("created") or _stamp(folder))
@@ -165,7 +165,7 @@ def read(store: Path, job_id: str) -> Job | None:
     )
     state = _state(folder, status)
     done, total, message = progress_of(folder / "log")
-    found = _json(folder / "out.json")
+    found = read_object(folder / "out.json")
     end = status.get("finished") or (None if state in RUNNING else _stamp(folder / "log"))
     return Job(
         job_id,
@@ -203,7 +203,7 @@ def cancel(job: Job, grace: float = GRACE_SECONDS) -> None:
     now = datetime.now(UTC).isoformat(timespec="milliseconds")
     # First the request, then the look: a process that announces itself in between sees the request.
     replace_file(job.folder / "cancel.json", to_json({"asked": now}).encode())
-    status = _json(job.folder / "status.json")
+    status = read_object(job.folder / "status.json")
     pid, birth = status.get("pid"), _birth(status)
     if not isinstance(pid, int) or not is_alive(pid, birth):
         return
@@ -253,16 +253,17 @@ def _state(folder: Path, status: Mapping[str, Any]) -> str:
     if is_alive(pid, _birth(status)):
         return "stopping" if asked else "running"
     # It may have written its end between the two looks.
-    final = _json(folder / "status.json").get("state")
+    final = read_object(folder / "status.json").get("state")
     if final in ("done", "failed", "cancelled"):
         return str(final)
     return "cancelled" if asked else "killed"
 
 
-def _json(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file that another process writes; empty where there is none yet."""
     try:
         found = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from app.jobs import read_object
 from workbench.execute.cell import Cell
 from workbench.processes import is_alive
 
@@ -89,7 +90,7 @@ def read(store: Path, key: str) -> Sweep | None:
     """A sweep by its key; None when there is none or its folder tells nothing."""
     if KEY.fullmatch(key) is None:
         return None
-    progress = _json(sweeps_folder(store) / key / "progress.json")
+    progress = read_object(sweeps_folder(store) / key / "progress.json")
     if not progress:
         return None
     total, cached, computed, failed = (
@@ -124,12 +125,12 @@ def _is_running(progress: dict[str, Any], updated: float) -> bool:
 def cells(store: Path, sweep: Sweep) -> list[SweepCell]:
     """Every cell of a sweep, failed and running ones first, else in the order of the plan."""
     folder = sweeps_folder(store) / sweep.key
-    progress = _json(folder / "progress.json").get("running") if sweep.is_running else None
+    progress = read_object(folder / "progress.json").get("running") if sweep.is_running else None
     running = progress if isinstance(progress, dict) else {}
     ended = _outcomes(folder / "outcomes.jsonl")
     found = [
         _cell(asked, running, ended)
-        for asked in _json(folder / "plan.json").get("cells", [])
+        for asked in read_object(folder / "plan.json").get("cells", [])
         if isinstance(asked, dict) and isinstance(asked.get("key"), str)
     ]
     return sorted(found, key=lambda cell: CELL_STATES.index(cell.state))
@@ -179,14 +180,6 @@ def _outcomes(path: Path) -> dict[str, dict[str, Any]]:
         if isinstance(outcome, dict):
             found[str(outcome.get("cell"))] = outcome
     return found
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _count(value: Any) -> int:
