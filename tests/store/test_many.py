@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import shutil
 import signal
 import time
 from collections import Counter
@@ -12,10 +13,12 @@ import pytest
 import workbench as wb
 from tests.store.conftest import build_result, key_of
 from tests.zoo import random_tokens, tiny_model
-from workbench.errors import StoreError
+from workbench.errors import DamagedResultError, StoreError
 from workbench.run import Reporter
+from workbench.store import shelf as shelf_module
 from workbench.store.record import NewerResultError
 from workbench.store.results import Store
+from workbench.store.shelf import Shelf
 
 fork = multiprocessing.get_context("fork")
 N_PROCESSES = 16
@@ -209,3 +212,36 @@ def test_a_hundred_thousand_results_are_listed_and_found_right(tmp_path):
     assert store.list(limit=1)[0].key == key_of(n)
     store.shelf.remove(key_of(n))
     assert len(store.list()) == n
+
+
+def test_a_result_that_gc_takes_at_once_is_published_again(tmp_path, monkeypatch):
+    store, real, looks = Store(tmp_path), Shelf.read, []
+
+    def taken_once(shelf, key, *, deep):
+        looks.append(key)
+        if len(looks) == 1:
+            shutil.rmtree(shelf.folder(key))
+        return real(shelf, key, deep=deep)
+
+    monkeypatch.setattr(Shelf, "read", taken_once)
+    result = build_result(1)
+    assert store.publish(result).metrics() == result.metrics()
+    assert len(looks) == 2
+    assert store.find(result.key) is not None
+
+
+def test_a_result_that_is_replaced_between_two_files_is_read_again(tmp_path, monkeypatch):
+    told = []
+    store, real = Store(tmp_path, report=told.append), shelf_module.read_record
+    store.publish(build_result(1, metrics={"v": 1.0}))
+    other = Store(tmp_path)
+
+    def replaced_once(folder, key):
+        monkeypatch.setattr(shelf_module, "read_record", real)
+        other.publish(build_result(1, metrics={"v": 22.0}), replace=True)
+        raise DamagedResultError("the manifest of one and the numbers of another")
+
+    monkeypatch.setattr(shelf_module, "read_record", replaced_once)
+    assert store.find(key_of(1)).metrics() == {"v": 22.0}
+    assert told == []
+    assert not list(tmp_path.glob("damaged/*"))

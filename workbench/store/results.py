@@ -193,12 +193,13 @@ class Store:
                 )
         document = result.document()
         document["provenance"].setdefault("created", datetime.now(UTC).isoformat())
-        with explained("write", self.path), self.shelf.scratch(result.key) as scratch:
-            write_record(scratch, document, result, files or {})
-            self.shelf.move_in(scratch, result.key, replace=replace)
-        record = self.shelf.read(result.key, deep=False)
-        if record is None:
-            raise self.absent(result.key)
+        record = None
+        while record is None:
+            with explained("write", self.path), self.shelf.scratch(result.key) as scratch:
+                write_record(scratch, document, result, files or {})
+                self.shelf.move_in(scratch, result.key, replace=replace)
+            # None: a gc took it, or the one that was there before, between the two lines.
+            record = self.shelf.read(result.key, deep=False)
         return record.to_result(cached=False, arrays=self._arrays(record))
 
     def lease(self, key: str, *, wait: float | int | None = None) -> Lease:
