@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import workbench as wb
+from tests.scripts import benchmarks
 from tests.store.conftest import build_result, key_of
 from tests.zoo import random_tokens, tiny_model
 from workbench.errors import DamagedResultError, StoreError
@@ -196,7 +197,9 @@ def test_a_flip_in_a_request_or_a_claim_is_no_answer(store):
 
 @pytest.mark.slow
 def test_a_hundred_thousand_results_are_listed_and_found_right(tmp_path):
-    from benchmarks.store import PROBES, fill, key_of, small_result
+    with benchmarks() as module:
+        bench = module("store")
+    fill, key_of, small_result = bench.fill, bench.key_of, bench.small_result
 
     n = 100_000
     store = Store(tmp_path / "store", report=pytest.fail)
@@ -205,7 +208,7 @@ def test_a_hundred_thousand_results_are_listed_and_found_right(tmp_path):
     listed = store.list()
     assert [entry.key for entry in listed] == [key_of(number) for number in reversed(range(n))]
     assert [entry.metrics["number"] for entry in store.list(limit=3)] == [n - 1, n - 2, n - 3]
-    some = store.list(PROBES[2], "model-2", limit=7)
+    some = store.list(bench.PROBES[2], "model-2", limit=7)
     assert [entry.metrics["number"] for entry in some] == [n - 18 - 20 * k for k in range(7)]
     assert store.get(key_of(77_777)[:16]).metrics() == small_result(77_777).metrics()
     store.publish(small_result(n))
