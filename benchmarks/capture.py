@@ -18,122 +18,17 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from record import OUT, Row, ratios, spread, versions_of, write_record
+from capture_methods import METHODS, PEERS, SHAPE, WITHOUT_HEAD
+from peaks import gpt2_bytes, gpt2_flops, least_seconds, peak_bandwidth, peak_flops
+from record import OURS, OUT, Row, ratios, spread, versions_of, write_record
 
+WHY = (
+    "a tiled softmax takes the place of the fused kernel: 1.2-1.5 times its CPU time, since every tile of the "
+    "pattern is written and read once"
+)
+"""Why reading costs more than a plain forward."""
+TIE = 1.10
 PACKAGES = ("torch", "transformers", "transformer-lens", "nnsight", "interp-engine")
-SHAPE = {"n_layer": 12, "n_head": 12, "n_embd": 768, "n_positions": 4096, "vocab_size": 50257}
-
-
-def build(attention: str) -> Any:
-    import torch
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    torch.manual_seed(0)
-    config = GPT2Config(**SHAPE, attn_implementation=attention)
-    return GPT2LMHeadModel(config).eval()
-
-
-def plain(attention: str) -> Callable[[Any], Any]:
-    model = build(attention)
-    options = {"output_attentions": True} if attention == "eager" else {}
-    return lambda tokens: model(tokens, use_cache=False, **options)
-
-
-def without_head() -> Callable[[Any], Any]:
-    model = build("sdpa")
-    return lambda tokens: model.transformer(tokens, use_cache=False)
-
-
-def workbench_capture(*, with_logits: bool) -> Callable[[Any], Any]:
-    import torch
-
-    import workbench as wb
-    from workbench.attention.statistics import ColumnMean
-    from workbench.models.base import Site
-
-    model = wb.wrap(build("sdpa"))
-    if with_logits:  # the same work as a plain forward, unembedding included
-
-        def unembed(module: Any, args: Any, output: Any) -> None:
-            model.model.lm_head(output.last_hidden_state)
-
-        model.model.transformer.register_forward_hook(unembed)
-
-    def norm(x: torch.Tensor) -> torch.Tensor:
-        return x.norm(dim=-1)
-
-    layers = range(SHAPE["n_layer"])
-    sites = [Site("resid_pre", 0)]
-    sites += [Site(name, layer) for layer in layers for name in ("pattern", "v", "resid_post")]
-    reduce = {"pattern": ColumnMean(), "v": norm, "resid_pre": norm, "resid_post": norm}
-    return lambda tokens: model.capture(tokens, sites, reduce)
-
-
-def bridge(*, patterns_only: bool) -> Callable[[Any], Any]:
-    from workbench.models.transformer_lens import build_bridge
-
-    model = build_bridge(build("eager"), None)  # the plain bridge, without asking the hub
-    if patterns_only:
-        return lambda tokens: model.run_with_cache(
-            tokens, names_filter=lambda name: name.endswith("hook_pattern")
-        )
-    return lambda tokens: model.run_with_cache(tokens)
-
-
-def nnsight_trace() -> Callable[[Any], Any]:
-    from nnsight import NNsight
-
-    model = NNsight(build("eager"))
-
-    def run(tokens: Any) -> Any:
-        saved: list[Any] = []
-        with model.trace(tokens, use_cache=False, output_attentions=True):
-            for block in model.transformer.h:
-                saved.append(block.attn.output[1].save())
-                saved.append(block.output.save())
-        return saved
-
-    return run
-
-
-def interp_engine_capture() -> Callable[[Any], Any]:
-    """Its eager backend; the package is no dependency of ours (pip install --no-deps interp-engine)."""
-    from interp_engine.capture import capture
-    from interp_engine.model import EagerModel
-
-    # A tokenizer is asked for and not used: ids go in.
-    given: Any = {"hf_model": build("eager"), "tokenizer": object(), "device": "cpu"}
-    model = EagerModel("gpt2", attn_implementation="eager", **given)
-    names = ("attn_probs", "value", "resid_post")
-    points = [f"{name}.{layer}" for layer in range(SHAPE["n_layer"]) for name in names]
-    return lambda tokens: capture(model, tokens, ["resid_pre.0", *points])
-
-
-METHODS: dict[str, Callable[[], Callable[[Any], Any]]] = {
-    "plain SDPA forward": lambda: plain("sdpa"),
-    "plain SDPA forward, no unembedding": without_head,
-    "workbench: sinks + value norms + residual norms": lambda: workbench_capture(with_logits=False),
-    "workbench, unembedding included": lambda: workbench_capture(with_logits=True),
-    "eager, output_attentions": lambda: plain("eager"),
-    "TransformerBridge, patterns only": lambda: bridge(patterns_only=True),
-    "TransformerBridge, full cache": lambda: bridge(patterns_only=False),
-    "nnsight, attention + residual": nnsight_trace,
-    "interp-engine (eager), attention + values + residual": interp_engine_capture,
-}
-
-
-WITHOUT_HEAD = {
-    "plain SDPA forward, no unembedding",
-    "workbench: sinks + value norms + residual norms",
-}
-"""These do less work than the others and are compared with each other."""
-PEERS = {
-    "TransformerBridge, patterns only": "transformer-lens",
-    "TransformerBridge, full cache": "transformer-lens",
-    "nnsight, attention + residual": "nnsight",
-    "interp-engine (eager), attention + values + residual": "interp-engine",
-}
-"""Which package a method is; the others are transformers' own model."""
 
 
 def memory_mb(field: str) -> float:
@@ -241,12 +136,11 @@ def rows_of(n_pos: int, found: dict[str, Any], threads: int, reference: str) -> 
     }
     versions, rows = versions_of(*PACKAGES), []
     for peer, each in found.items():
+        is_ours = peer.startswith(OURS)
         about = {
             "name": f"T = {n_pos}" + (", no unembedding" if peer in WITHOUT_HEAD else ""),
             "peer": peer,
-            "version": None
-            if peer.startswith("workbench")
-            else versions[PEERS.get(peer, "transformers")],
+            "version": None if is_ours else versions[PEERS.get(peer, "transformers")],
             "shape": f"GPT-2 small, {SHAPE['n_layer']} layers, {SHAPE['vocab_size']:,} words, batch 1",
             "threads": threads,
         }
@@ -257,6 +151,7 @@ def rows_of(n_pos: int, found: dict[str, Any], threads: int, reference: str) -> 
         cpu_ratio = ratios(each["cpu"], base["cpu"])["ratio"]
         least_work = plain[", no unembedding" if peer in WITHOUT_HEAD else ""]
         limit = statistics.median(least_work["seconds"])
+        distance = statistics.median(each["seconds"]) / limit
         rows.append(
             Row(
                 **about,
@@ -266,10 +161,39 @@ def rows_of(n_pos: int, found: dict[str, Any], threads: int, reference: str) -> 
                 cpu_ratio=cpu_ratio,
                 peak_memory=each.get("extra_mb"),
                 limit=limit,
-                distance=statistics.median(each["seconds"]) / limit,
+                distance=distance,
+                note=WHY if is_ours and distance > TIE else "",
             )
         )
     return rows
+
+
+def limit_rows(n_pos: int, found: dict[str, Any], threads: int, reference: str) -> list[Row]:
+    """What a plain forward takes at least on this machine, by arithmetic and by bandwidth."""
+    import torch
+
+    torch.set_num_threads(threads)
+    peak = peak_flops(), peak_bandwidth()
+    flops = gpt2_flops(SHAPE, n_pos, unembed=True)
+    n_bytes = gpt2_bytes(SHAPE, unembed=True)
+    least = least_seconds(flops, n_bytes, peak)
+    plain = statistics.median(found[reference]["seconds"])
+    says = {
+        "arithmetic": f"{flops / 1e9:,.0f} GFLOP at {peak[0] / 1e9:,.0f} GFLOP/s, a matrix product's rate",
+        "bandwidth": f"{n_bytes / 1e6:,.0f} MB of weights at {peak[1] / 1e9:.1f} GB/s, adding two arrays",
+    }
+    return [
+        Row(
+            name=f"T = {n_pos}",
+            peer=f"least by {kind}",
+            threads=threads,
+            shape=f"GPT-2 small, {SHAPE['n_layer']} layers, {SHAPE['vocab_size']:,} words, batch 1",
+            median=least[kind],
+            unit="s",
+            note=f"{what}; the plain forward takes {plain / least[kind]:.3g} times it",
+        )
+        for kind, what in says.items()
+    ]
 
 
 def main() -> None:
@@ -289,10 +213,12 @@ def main() -> None:
     rows: list[Row] = []
     for n_pos in arguments.lengths:
         found = measured(n_pos, arguments.rounds, arguments.threads, arguments.methods)
-        rows += rows_of(n_pos, found, arguments.threads, arguments.methods[0])
+        new = rows_of(n_pos, found, arguments.threads, arguments.methods[0])
+        new += limit_rows(n_pos, found, arguments.threads, arguments.methods[0])
+        rows += new
         print(f"\nT = {n_pos}")
-        for row in rows[-len(found) :]:
-            if row.median is None:
+        for row in new:
+            if row.ratio is None:
                 print(f"  {row.peer:50s} {row.note}")
                 continue
             print(

@@ -165,7 +165,7 @@ def measure_batch(
 ) -> dict[str, Tensor]:
     """Everything that is measured on one batch, by the names of the result's arrays."""
     config, padding = job.config, job.padding
-    encoded, before = _encode(model, batch, job, rows_at_once)
+    encoded, before = encode_batch(model, batch, job, rows_at_once)
     places = encoded.places
     alone = encode_alone(encoded, padding)
     lengths = job.lengths[batch.start : batch.start + len(batch.tokens)]
@@ -195,7 +195,7 @@ def measure_batch(
     return found
 
 
-def _encode(
+def encode_batch(
     model: ModelAdapter, batch: Batch, job: Job, rows_at_once: int
 ) -> tuple[Encoded, Float[Tensor, "batch pos d_model"]]:
     """The prompts and the empty prompt beside them; also the stream before the patched block."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from tests.scripts import benchmarks
 
@@ -183,6 +184,61 @@ def test_exponents_are_those_of_a_power_law(load):
     # What a line leaves of three points at equal distances is (d, -2d, d).
     d = (2 * math.log(3) - math.log(4)) / 6
     assert residual == pytest.approx(math.sqrt(6 * d * d / 3))
+
+
+SMALL = {
+    "sinks": (2, 12),
+    "successor_heads": (1, 64),
+    "information_flow": (1, 24),
+    "concepts": (2, 2, (8, 4)),
+    "state_space": (3, 5),
+    "eigenvalues": (4, 32),
+    "act": (32,),
+}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_the_papers_procedures_find_what_ours_find(name, load):
+    papers = load("papers")
+    assert set(papers.CASES) == set(SMALL)
+    with torch.no_grad():
+        papers.check(papers.CASES[name](*SMALL[name]))
+
+
+def test_two_computations_that_differ_are_not_compared(load):
+    papers = load("papers")
+    case = papers.Case("a", "", lambda: (torch.ones(2),), lambda: (torch.zeros(2),), "")
+    with pytest.raises(SystemExit, match="not the same computation"):
+        papers.check(case)
+
+
+@pytest.mark.parametrize("unembed", [True, False])
+def test_operations_of_a_forward_pass_are_those_that_torch_counts(unembed, load):
+    from torch.utils.flop_counter import FlopCounterMode
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    shape = {"n_layer": 2, "n_head": 2, "n_embd": 8, "vocab_size": 11}
+    model = GPT2LMHeadModel(GPT2Config(**shape, n_positions=16, attn_implementation="eager"))
+    tokens = torch.zeros(3, 5, dtype=torch.long)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(tokens) if unembed else model.transformer(tokens)
+    # Eager attention also multiplies what the causal mask hides: 5 x 5 scores for the 15 visible ones.
+    hidden = shape["n_layer"] * 3 * (25 - 15) * 2 * 2 * shape["n_embd"]
+    least = load("peaks").gpt2_flops(shape, 5, unembed=unembed, batch=3)
+    assert least == counter.get_total_flops() - hidden
+
+
+def test_the_least_time_is_that_of_the_scarcer_resource(load):
+    peaks = load("peaks")
+    least = peaks.least_seconds(8.0, 6.0, (4.0, 2.0))
+    assert least == {"arithmetic": 2.0, "bandwidth": 3.0, "limit": 3.0}
+    # 2 blocks of 12 matrices of 8 x 8, and for each of 7 cached positions of 3 prompts a key and a value.
+    shape = {"n_layer": 2, "n_embd": 8, "vocab_size": 11}
+    weights = 4 * 2 * 12 * 64
+    assert peaks.gpt2_bytes(shape, unembed=False) == weights
+    assert peaks.gpt2_bytes(shape, unembed=True, cached=7, batch=3) == weights + 4 * (
+        8 * 11 + 3 * 7 * 2 * 2 * 8
+    )
 
 
 def test_pictures_are_of_the_kept_numbers(load, render):
