@@ -82,8 +82,14 @@ def test_at_layer_0_it_is_the_same_as_changed_input_embeddings():
 # What it reaches
 
 
-@pytest.mark.parametrize("family", list(MODELS))
-@pytest.mark.parametrize("layer", [0, 1])
+@pytest.mark.parametrize(
+    ("family", "layer"),
+    [
+        *((family, 0) for family in MODELS),
+        ("gpt2", 1),
+        *(pytest.param(family, 1, marks=pytest.mark.slow) for family in MODELS if family != "gpt2"),
+    ],
+)
 def test_one_token_is_forced_and_generation_says_it(family, layer):
     model = MODELS[family]()
     bench = bench_of(model, layer=layer)

@@ -13,16 +13,16 @@ from tests.probes.killed_searches import KEY, ONE_PROBLEM, SEARCHES
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.parametrize("share", [pytest.param(0.3, marks=pytest.mark.slow), 0.8])
 @pytest.mark.parametrize("search", list(SEARCHES))
-def test_a_kill_in_the_middle_of_a_batch_costs_at_most_one_problem(search, tmp_path):
+def test_a_kill_in_the_middle_of_a_batch_costs_at_most_one_problem(search, share, tmp_path):
     expected, whole = SEARCHES[search](None, 10**9)
     assert whole.widest > 3  # problems in one pass, or rows of as many
-    for share in (0.3, 0.8):
-        folder, killed_at = tmp_path / str(share), int(share * whole.done)
-        command = [sys.executable, "-m", "tests.probes.killed_searches", search]
-        killed = subprocess.run([*command, folder, str(killed_at)], cwd=ROOT, check=False)
-        assert killed.returncode == -signal.SIGKILL
-        assert list((folder / "pieces" / KEY).glob("*.draft"))
-        found, rest = SEARCHES[search](folder, 10**9)
-        torch.testing.assert_close(found, expected, equal_nan=True)
-        assert killed_at + rest.done - whole.done <= ONE_PROBLEM[search]
+    killed_at = int(share * whole.done)
+    command = [sys.executable, "-m", "tests.probes.killed_searches", search]
+    killed = subprocess.run([*command, tmp_path, str(killed_at)], cwd=ROOT, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert list((tmp_path / "pieces" / KEY).glob("*.draft"))
+    found, rest = SEARCHES[search](tmp_path, 10**9)
+    torch.testing.assert_close(found, expected, equal_nan=True)
+    assert killed_at + rest.done - whole.done <= ONE_PROBLEM[search]

@@ -13,7 +13,7 @@ from tests.probes.peak_memory import BUDGETS_MB
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("gives_back", [True, False])
+@pytest.mark.parametrize("gives_back", [True, pytest.param(False, marks=pytest.mark.slow)])
 @pytest.mark.skipif(
     not Path("/proc/self/clear_refs").exists(),
     reason="only Linux tells the peak of a part of a run",

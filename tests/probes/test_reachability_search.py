@@ -76,7 +76,10 @@ def test_back_off_stays_inside_the_reachable_set_and_finds_most_of_it():
     assert found >= 0.8 * possible
 
 
-@pytest.mark.parametrize("seed", range(4))
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=SLOW) for seed in (1, 2, 3))])
 def test_gradient_search_with_all_candidates_finds_all(seed):
     model = bag(12, seed)
     config = ReachabilityConfig(method="gradient", k_max=2, candidates=12, batch=1000)
