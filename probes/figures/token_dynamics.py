@@ -123,6 +123,27 @@ def figure_arrival(result: WalkResult) -> go.Figure:
         line=line_style(SERIES[2], "dash"),
         mode="lines+markers",
     )
+    _add_divergences(figure, x, result)
+    figure.update_xaxes(title=_WAYPOINTS, dtick=tick_step(n_waypoints, 16))
+    figure.update_yaxes(title="tokens (share)", range=[0, 1.02], secondary_y=False)
+    figure.update_yaxes(
+        title="KL(final || lens) (nats)",
+        rangemode="tozero",
+        showgrid=False,
+        tickmode="auto",
+        secondary_y=True,
+    )
+    return titled(
+        figure.update_layout(height=440),
+        "Where the final token arrives",
+        "each waypoint read by the model's own final norm and unembedding; arrived: the model's "
+        "final argmax is first from there on",
+        n_text(result),
+    )
+
+
+def _add_divergences(figure: go.Figure, x: np.ndarray, result: WalkResult) -> None:
+    """How far the lenses are from the final distribution, on the axis of nats."""
     figure.add_scatter(
         x=x,
         y=_mean(result.lens_kl),
@@ -140,22 +161,6 @@ def figure_arrival(result: WalkResult) -> go.Figure:
             mode="lines+markers",
             secondary_y=True,
         )
-    figure.update_xaxes(title=_WAYPOINTS, dtick=tick_step(n_waypoints, 16))
-    figure.update_yaxes(title="tokens (share)", range=[0, 1.02], secondary_y=False)
-    figure.update_yaxes(
-        title="KL(final || lens) (nats)",
-        rangemode="tozero",
-        showgrid=False,
-        tickmode="auto",
-        secondary_y=True,
-    )
-    return titled(
-        figure.update_layout(height=440),
-        "Where the final token arrives",
-        "each waypoint read by the model's own final norm and unembedding; arrived: the model's "
-        "final argmax is first from there on",
-        n_text(result),
-    )
 
 
 _WAYPOINTS = "waypoint (index; 0: embedding, odd: after attention, even: after the MLP)"
