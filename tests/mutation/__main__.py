@@ -41,6 +41,9 @@ def main():
     sampling.add_argument("-n", type=int, default=100)
     sampling.add_argument("--seed", type=int, default=0)
     sampling.add_argument("-o", "--output", type=Path, required=True, help="a .jsonl")
+    sampling.add_argument(
+        "--limit", type=float, default=20.0, help="CPU seconds of a fork, at least"
+    )
     for verb in (mapping, sampling):
         verb.add_argument("--seconds", type=float, default=200.0)
     reporting = verbs.add_parser("report", help="the share of mutants that were noticed")
@@ -54,7 +57,7 @@ def main():
         plugin, tests = Tracing(arguments.output, arguments.seconds), arguments.tests
     else:
         drawn = draw(arguments.code, arguments.n, arguments.seed)
-        plugin = Sampling(arguments.of, drawn, arguments.output, arguments.seconds)
+        plugin = Sampling(arguments.of, drawn, arguments.output, arguments.seconds, arguments.limit)
         tests = sorted({name.split("::")[0] for name in read_tests(arguments.of)})
     return pytest.main([*OPTIONS, *tests], plugins=[plugin, Forgetting()])
 

@@ -2,8 +2,9 @@
 
 A fault is another comparison, operator, constant or aggregate (``min`` for ``max``), two exchanged
 branches, a dropped ``not`` or sign, or a call that is left out. Nothing is planted in annotations,
-decorators, docstrings, assertions and the texts of errors: what changes there is no behaviour that a
-test should hold. The condition that leads to an error is planted in like any other.
+decorators, defaults, docstrings, assertions and the texts of errors: what changes there is no
+behaviour that a test of the function should hold. The condition that leads to an error is planted in
+like any other.
 """
 
 import ast
@@ -52,7 +53,8 @@ PAIRS = (
 OTHER_NAME = dict(PAIRS) | {right: left for left, right in PAIRS}
 """What a function or method is exchanged for."""
 
-UNTOUCHED = ("annotation", "returns", "decorator_list", "type_params")
+UNTOUCHED = ("annotation", "returns", "decorator_list", "type_params", "defaults", "kw_defaults")
+"""Parts of a function that are no part of its code: they are worked out where it is defined."""
 SETTLED = (ast.Raise, ast.Assert)
 """Statements in which nothing is planted."""
 ALIKE = ("strict",)
