@@ -7,6 +7,7 @@ what a module did while it was imported. Such code, outside functions, has no mu
 """
 
 import gc
+import importlib
 import json
 import os
 import random
@@ -15,8 +16,10 @@ import signal
 import sys
 import time
 import types
+import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 
@@ -73,6 +76,7 @@ class Tracing:
         tracer.stop()
         tracer.save()
         (self.folder / "tests.json").write_text(json.dumps(known, indent=0))
+        note_libraries(self.folder)
         print(f"{len(known)} of {len(session.items)} tests are in the map", flush=True)
         return True
 
@@ -91,6 +95,7 @@ class Sampling:
         known = read_tests(self.folder)
         items = {item.nodeid: item for item in session.items}
         passing = {name: items[name] for name in items if known.get(name, {}).get("passed")}
+        import_libraries(self.folder)
         lines = coverage.CoverageData(str(self.folder / "lines"))
         lines.read()
         functions = _live_functions()
@@ -140,6 +145,27 @@ def read_tests(folder: Path) -> dict[str, dict]:
     """Return the tests of the map: CPU seconds of each and whether it passed."""
     path = folder / "tests.json"
     return json.loads(path.read_text()) if path.exists() else {}
+
+
+def note_libraries(folder: Path) -> None:
+    """Add what has been imported, apart from the project itself, to the map's list."""
+    path, here = folder / "libraries.json", f"{Path.cwd()}/"
+    before = json.loads(path.read_text()) if path.exists() else []
+    found = [
+        name
+        for name, module in list(sys.modules.items())
+        if not str(getattr(module, "__file__", None) or here).startswith(here)
+    ]
+    path.write_text(json.dumps(sorted({*before, *found}), indent=0))
+
+
+def import_libraries(folder: Path) -> None:
+    """Import what the tests imported while they ran, so that no fork has to: seconds each."""
+    path = folder / "libraries.json"
+    for name in json.loads(path.read_text()) if path.exists() else ():
+        # Some cannot be imported by their own name, and some warn.
+        with warnings.catch_warnings(action="ignore"), suppress(Exception):
+            importlib.import_module(name)
 
 
 def read_rows(path: Path) -> list[dict]:
