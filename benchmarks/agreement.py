@@ -30,9 +30,10 @@ MUST_EXCEED = "edit-changes-logits"
 
 def backend_of(backend: str, module: Any) -> Any:
     """The same weights through one backend."""
+    from workbench.models.bridge_building import bridge_of
     from workbench.models.huggingface import HuggingFaceModel
     from workbench.models.nnsight import wrap_module
-    from workbench.models.transformer_lens import TransformerLensModel, bridge_of
+    from workbench.models.transformer_lens import TransformerLensModel
 
     if backend == "hf":
         return HuggingFaceModel(module)

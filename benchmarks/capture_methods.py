@@ -52,7 +52,7 @@ def workbench_capture(*, with_logits: bool) -> Callable[[Any], Any]:
 
 
 def bridge(*, patterns_only: bool) -> Callable[[Any], Any]:
-    from workbench.models.transformer_lens import build_bridge
+    from workbench.models.bridge_building import build_bridge
 
     model = build_bridge(build("eager"), None)  # the plain bridge, without asking the hub
     if patterns_only:

@@ -103,7 +103,7 @@ def bridge(case: dict[str, Any]) -> tuple[Any, Run]:
     """A TransformerBridge whose pattern hooks edit; transformers' loop on its modules, as it has caches."""
     import torch
 
-    from workbench.models.transformer_lens import bridge_of
+    from workbench.models.bridge_building import bridge_of
 
     made = bridge_of(build(case, "eager"))
     model = made.original_model

@@ -239,20 +239,16 @@ def measure_active_dormant(
     )
     mean = {name: domains.mean(x) for name, x in found.activity.items()}
     q_sink, q_loss = adjusted(p_sink), adjusted(p_loss)
-    dormant = dormant_heads(
-        judged(mean["sink"], q_sink <= config.fdr),
-        judged(domains.mean(zeroed), q_loss <= config.fdr),
-        config.sink_threshold,
-        config.loss_threshold,
-    )
-    heads = choose_heads(mean["sink"], domains.mean(zeroed), dormant, config.n_examples)
+    ablation_loss = domains.mean(zeroed)
+    dormant = _dormant(mean["sink"], ablation_loss, q_sink, q_loss, config)
+    heads = choose_heads(mean["sink"], ablation_loss, dormant, config.n_examples)
     examples = read_examples(model, tokens, domains, heads, context)
     return ActiveDormantResult(
         sink_attention=mean["sink"],
         sink_logit_gap=mean["gap"],
         value_norm=mean["value_bos"],
         value_norm_ratio=mean["value_bos"] / mean["value_rest"],
-        ablation_loss=domains.mean(zeroed),
+        ablation_loss=ablation_loss,
         bos_loss=domains.mean(moved),
         row_entropy=mean["row_entropy"],
         column_entropy=mean["column_entropy"],
@@ -269,6 +265,22 @@ def measure_active_dormant(
         **_examples(examples, heads),
         labels=_labels(domains, examples),
         config=config,
+    )
+
+
+def _dormant(
+    sink: Float[Tensor, "domain layer head"],
+    loss: Float[Tensor, "domain layer head"],
+    q_sink: Float[Tensor, "layer head"],
+    q_loss: Float[Tensor, "layer head"],
+    config: ActiveDormantConfig,
+) -> Bool[Tensor, "domain layer head"]:
+    """The definition, with the domains apart only where chance would not set them apart."""
+    return dormant_heads(
+        judged(sink, q_sink <= config.fdr),
+        judged(loss, q_loss <= config.fdr),
+        config.sink_threshold,
+        config.loss_threshold,
     )
 
 

@@ -54,6 +54,29 @@ def clip_text_config(d_vocab: int = 101) -> Any:
     )
 
 
+def tiny_clip() -> Any:
+    """A CLIPModel with that text tower and one block for images of 8 x 8, in eval mode."""
+    from transformers import CLIPConfig, CLIPModel, CLIPVisionConfig
+
+    vision = CLIPVisionConfig(
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        image_size=8,
+        patch_size=4,
+        projection_dim=16,
+    )
+    config = CLIPConfig(
+        text_config=clip_text_config().to_dict(),
+        vision_config=vision.to_dict(),
+        projection_dim=16,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return CLIPModel(config).eval()
+
+
 def tiny_tokenizer(kind: str) -> Any:
     """A tokenizer of whole words (two-piece compounds like "starfish"), as CLIP's or T5's ends.
 

@@ -18,7 +18,7 @@ HOMES = {
     "plotly": ("app/", "probes/figures/"),
     # The demo model's trainer makes a model and a tokenizer in transformers' own format.
     "transformers": ("workbench/models/", "workbench/attention/", "toy_tasks/language_"),
-    "transformer_lens": ("workbench/models/transformer_lens.py",),
+    "transformer_lens": ("workbench/models/bridge_building.py",),
     "nnsight": ("workbench/models/nnsight.py",),
     "datasets": ("workbench/files.py",),
     "diffusers": ("workbench/models/diffusion.py",),

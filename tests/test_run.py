@@ -19,7 +19,8 @@ from workbench.errors import (
     UnknownNameError,
     WorkbenchError,
 )
-from workbench.run import Reporter, describe_intervention
+from workbench.identity import describe_intervention
+from workbench.run import Reporter
 
 PROBE = "attention-sinks"
 

@@ -45,6 +45,12 @@ def assert_nowhere(needles, folder, *texts):
         assert [needle for needle in needles if needle in content] == [], name
 
 
+def short_run(model):
+    """The words of a run on two random prompts."""
+    prompts = ["--data", "random", "--limit", "2", "--n-pos", "12"]
+    return ["run", "attention-sinks", "--model", str(model), *prompts, "--json"]
+
+
 def everything(command, tiny_folder, tmp_path):
     """A run, a failing run, every way to show or take out a result, a report; what was told."""
     told = []
@@ -54,17 +60,7 @@ def everything(command, tiny_folder, tmp_path):
         told.extend([done.out, done.err])
         return done
 
-    run = [
-        "run",
-        "attention-sinks",
-        "--model",
-        str(tiny_folder),
-        "--data",
-        "random",
-        "--limit",
-        "2",
-    ]
-    run += ["--n-pos", "12", "--json"]
+    run = short_run(tiny_folder)
     key = call(*run, "-o", str(tmp_path / "out.html")).json["key"]
     assert call(*run[:3], str(tmp_path / "no-such-model"), *run[4:]).code == 1
     assert call(*run[:-1], "--set", "threshold=9").code == 1
@@ -87,17 +83,7 @@ def test_no_secret_of_the_environment_is_kept_or_told(
 
 def test_a_result_does_not_say_who_made_it_or_where(capfd, store_path, tiny_folder, tmp_path):
     command = Command(capfd)
-    run = [
-        "run",
-        "attention-sinks",
-        "--model",
-        str(tiny_folder),
-        "--data",
-        "random",
-        "--limit",
-        "2",
-    ]
-    path = Path(command(*run, "--n-pos", "12", "--json").json["path"])
+    path = Path(command(*short_run(tiny_folder)).json["path"])
     # "root" and the like are words of their own; a name is looked for as a path has it.
     who = [
         str(Path.home()),

@@ -15,239 +15,32 @@ What every checkpoint notes is defined in ``toy_tasks.language_figures``.
 import argparse
 import hashlib
 import json
-import re
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Int
-from torch import Tensor
 
+from toy_tasks.language_config import LanguageModelConfig
 from toy_tasks.language_figures import (
-    held_out_rows,
     language_loss,
     measured_figures,
     series_tokens,
 )
-from toy_tasks.language_series import (
-    BACKCOPY_MARKS,
-    N_COPY_SNIPPETS,
-    N_SUCCESSION_SNIPPETS,
-    SERIES,
-    backcopy_stream,
-    copy_snippet,
-    generated_text,
-    succession_snippet,
-)
-from toy_tasks.language_texts import read_text_folder
+from toy_tasks.language_streams import TokenStreams, prepare_text
 from toy_tasks.training import (
     Progress,
-    TrainingConfig,
     load_weights,
     report_to_stderr,
     train,
 )
 from workbench.errors import ConfigError, WorkbenchError
-from workbench.settings import check_settings, make_config, setting
+from workbench.settings import make_config
 
 if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
-
-BOS, EOS, PAD = "<|bos|>", "<|eos|>", "<|pad|>"
-
-
-@dataclass(frozen=True)
-class LanguageModelConfig:
-    """Settings of a demo language model; docs/demo_model.md says which made the shipped one."""
-
-    n_layers: int = setting(4, "blocks", low=1.0)
-    n_heads: int = setting(4, "attention heads of a block", low=1.0)
-    d_model: int = setting(128, "width of the residual stream, a multiple of n_heads", low=1.0)
-    n_ctx: int = setting(256, "tokens of a training sequence, BOS included", low=64.0)
-    d_vocab: int = setting(2048, "tokens of the vocabulary", low=300.0)
-    batch_size: int = setting(8, "sequences of a step", low=1.0)
-    n_steps: int = setting(7200, "updates", low=1.0)
-    lr: float = setting(3e-3, "learning rate between warm-up and decay", low=0.0, exclusive=True)
-    warmup_steps: int = setting(200, "steps over which the learning rate rises", low=0.0)
-    decay_share: float = setting(
-        0.25,
-        "share of the steps, at the end, over which it falls",
-        low=0.0,
-        high=1.0,
-    )
-    final_lr_share: float = setting(0.05, "last learning rate, as a share of lr", low=0.0, high=1.0)
-    weight_decay: float = setting(0.1, "pull of all matrices to zero", low=0.0)
-    beta2: float = setting(0.99, "memory of AdamW for the squared gradient", low=0.0, high=1.0)
-    succession_share: float = setting(
-        0.2, "share of the sequences cut from generated succession text", low=0.0, high=1.0
-    )
-    copy_share: float = setting(
-        0.08, "share of the sequences cut from generated copying text", low=0.0, high=1.0
-    )
-    backcopy_share: float = setting(
-        0.4,
-        "share of the sequences cut from marked text, from backcopy_from on",
-        low=0.0,
-        high=1.0,
-    )
-    backcopy_from: int = setting(3350, "step from which marked text is mixed in", low=0.0)
-    held_out_share: float = setting(
-        0.04,
-        "share of every file, at its end, kept for measuring",
-        low=0.0,
-        high=0.5,
-        exclusive=True,
-    )
-    start_from: str = setting(
-        "", "a checkpoint of an earlier run on this text whose weights are the first ones"
-    )
-    exclude: tuple[str, ...] = setting(
-        (), "files of the text folder, or zip/member, to leave out; * is allowed"
-    )
-    seed: int = setting(0, "seed of weights, batches and generated text", low=0.0)
-
-    def __post_init__(self) -> None:
-        """Refuse values that cannot work."""
-        check_settings(self)
-        if self.d_model % self.n_heads:
-            raise ConfigError(
-                f"d_model must be a multiple of n_heads={self.n_heads}; got {self.d_model}. "
-                "Change one of them."
-            )
-        generated = self.succession_share + self.copy_share + self.backcopy_share
-        if generated > 1:
-            raise ConfigError(
-                "succession_share, copy_share and backcopy_share must leave room for the text; "
-                f"they sum to {generated}. Lower one of them."
-            )
-
-    def shares_at(self, step: int) -> tuple[float, ...]:
-        """Return the shares of text, succession, copying and, later, marked text."""
-        natural = 1 - self.succession_share - self.copy_share
-        if step < self.backcopy_from:
-            return (natural, self.succession_share, self.copy_share)
-        rest = (self.succession_share, self.copy_share, self.backcopy_share)
-        return (natural - self.backcopy_share, *rest)
-
-    def training(self) -> TrainingConfig:
-        """Return the settings of the shared loop."""
-        return TrainingConfig(
-            n_steps=self.n_steps,
-            lr=self.lr,
-            warmup_steps=self.warmup_steps,
-            decay_share=self.decay_share,
-            final_lr_share=self.final_lr_share,
-            weight_decay=self.weight_decay,
-            beta2=self.beta2,
-            seed=self.seed,
-        )
-
-
-def train_tokenizer(texts: list[str], d_vocab: int) -> "PreTrainedTokenizerFast":
-    """Train a byte-level BPE that puts BOS first and keeps every item of the series whole."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=d_vocab,
-        special_tokens=[BOS, EOS, PAD],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator([*texts, *_series_by_weight(texts)], trainer)
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{BOS} $A", pair=f"{BOS} $A $B", special_tokens=[(BOS, tokenizer.token_to_id(BOS))]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token=BOS, eos_token=EOS, pad_token=PAD
-    )
-
-
-def _series_by_weight(texts: list[str]) -> list[str]:
-    """Say every item so often that BPE merges it to one token; years want the bare numbers too."""
-    n_times = max(20, sum(len(text) for text in texts) // 2000)
-    items = [f" {item}" for series in SERIES.values() for item in series]
-    return [item * n_times for item in items] + [
-        f"{number}\n" * n_times for number in SERIES["numbers"]
-    ]
-
-
-@dataclass(frozen=True)
-class TokenStreams:
-    """What training sequences are cut from."""
-
-    streams: tuple[Int[Tensor, " _"], ...]
-    bos: int
-
-    def batch(
-        self, shares: tuple[float, ...], size: tuple[int, int], generator: torch.Generator
-    ) -> Int[Tensor, "batch pos"]:
-        """Cut windows at random places and put BOS before each.
-
-        ``shares`` are the chances of the streams (beyond the last share none is drawn), ``size``
-        the number of windows and of their tokens, BOS included.
-        """
-        batch_size, n_ctx = size
-        chosen = torch.multinomial(
-            torch.tensor(shares), batch_size, replacement=True, generator=generator
-        )
-        places = torch.rand(batch_size, generator=generator, dtype=torch.float64)
-        rows = []
-        for stream, place in zip(chosen.tolist(), places.tolist(), strict=True):
-            tokens = self.streams[stream]
-            start = int(place * (len(tokens) - n_ctx + 2))
-            rows.append(torch.cat([torch.tensor([self.bos]), tokens[start : start + n_ctx - 1]]))
-        return torch.stack(rows)
-
-
-def encode(tokenizer: "PreTrainedTokenizerFast", text: str) -> Int[Tensor, " pos"]:
-    """Return the tokens of a long text, without BOS; cut at line ends, which costs no merge."""
-    chunks = re.findall(r"[\s\S]{1,4000}(?:\n|$)|[\s\S]{1,4000}", text)
-    encoded = tokenizer(chunks, add_special_tokens=False).input_ids
-    return torch.tensor([token for chunk in encoded for token in chunk])
-
-
-def split_held_out(texts: dict[str, str], share: float) -> tuple[str, str]:
-    """Return the text to train on and the end of every file, to measure on."""
-    cuts = {name: int(len(text) * (1 - share)) for name, text in texts.items()}
-    return (
-        "\n\n".join(text[: cuts[name]] for name, text in texts.items()),
-        "\n\n".join(text[cuts[name] :] for name, text in texts.items()),
-    )
-
-
-@dataclass(frozen=True)
-class PreparedText:
-    """What a run is trained and measured on."""
-
-    tokenizer: "PreTrainedTokenizerFast"
-    streams: TokenStreams
-    held_out: Int[Tensor, "row pos"]
-
-
-def prepare_text(config: LanguageModelConfig, text_folder: Path) -> PreparedText:
-    """Read the folder, generate the rest, and train the tokenizer on both."""
-    texts = read_text_folder(text_folder, config.exclude)
-    natural, held_out = split_held_out(texts, config.held_out_share)
-    succession = generated_text(
-        succession_snippet, natural, n_snippets=N_SUCCESSION_SNIPPETS, seed=config.seed
-    )
-    copying = generated_text(
-        copy_snippet, natural, n_snippets=N_COPY_SNIPPETS, seed=config.seed + 1
-    )
-    tokenizer = train_tokenizer([natural, succession[: len(natural) // 10]], config.d_vocab)
-    bos = tokenizer.bos_token_id
-    encoded = [encode(tokenizer, text) for text in (natural, succession, copying)]
-    marks = {tokenizer.convert_tokens_to_ids(mark): back for mark, back in BACKCOPY_MARKS.items()}
-    marked = backcopy_stream(encoded[0], marks, mark_share=0.2, seed=config.seed)
-    rows = held_out_rows(encode(tokenizer, held_out), bos, 64, config.n_ctx)
-    return PreparedText(tokenizer, TokenStreams((*encoded, marked), bos), rows)
 
 
 def train_language_model(

@@ -4,20 +4,20 @@ The key is looked up first, and a hit never loads the model.
 """
 
 import dataclasses
-import hashlib
 import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench.discovery import find_probe
 from workbench.errors import ConfigError, DataError, EngineError, StoreError
+from workbench.identity import identity_of
 from workbench.interventions.document import read_document
 from workbench.memory import automatic_batch_size, backing_off, free_memory_bytes
-from workbench.provenance import canonical_json, content_key, environment
+from workbench.provenance import content_key, environment
 from workbench.raw_prompts import RawPrompts
 from workbench.registry import Probe
 from workbench.requests import Options, answer, edited_request, request_of
@@ -261,7 +261,7 @@ def _prepare(
     prompts = None
     if raw is not None and probe.takes_data:
         prompts = _tokenise(raw, model, options, reporter)
-    identity = _identity(probe, model, config, prompts, options)
+    identity = identity_of(probe, model, config, prompts, options)
     return _Job(probe, model, config, prompts, options, reporter, identity)
 
 
@@ -277,69 +277,6 @@ def _tokenise(raw: RawPrompts, model: Any, options: Options, reporter: Reporter)
         n_pos=options.n_pos,
         report=reporter.message,
     )
-
-
-def _identity(
-    probe: Probe, model: Any, config: Any, prompts: "Prompts | None", options: Options
-) -> dict[str, Any]:
-    """Everything that can change the numbers; its hash is the result's key."""
-    from workbench.prompts import columns_hash, tokens_hash
-    from workbench.revisions import tokenizer_hash
-
-    spec = model.spec
-    return {
-        "probe": probe.name,
-        "version": probe.version,
-        "config": asdict(config),
-        "model": spec.name,
-        "revision": spec.revision or weights_hash(model),
-        "family": spec.family,
-        "tokenizer": None if model.tokenizer is None else tokenizer_hash(model.tokenizer),
-        "bos": options.bos,
-        "padding": "right",
-        "dtype": model.dtype,
-        "backend": model.backend,
-        "attention": model.attention,
-        "tokens": None if prompts is None else tokens_hash(prompts),
-        "columns": None if prompts is None else columns_hash(prompts),
-        "seed": options.seed,
-        "interventions": [describe_intervention(item) for item in model.interventions],
-    }
-
-
-def weights_hash(model: Any) -> str:
-    """Hash of the weights a model holds in memory, for objects that came without a revision."""
-    import torch
-
-    from workbench.models.offload import tensors_at_hand
-
-    digest = hashlib.sha256()
-    for name, tensor in tensors_at_hand(model.model):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        # Bytes as they are: numpy has no bfloat16.
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def describe_intervention(intervention: Any) -> dict[str, Any]:
-    """An active intervention as JSON data, tensors by their hash.
-
-    Raises:
-        StoreError: It is no dataclass, so nobody can tell two of them apart.
-    """
-    if not dataclasses.is_dataclass(intervention):
-        raise StoreError(
-            "an intervention must be a dataclass, so that results under it have a key; got "
-            f"{type(intervention).__name__}; make it a frozen dataclass"
-        )
-    described = {"type": type(intervention).__name__}
-    for field in dataclasses.fields(intervention):
-        value = getattr(intervention, field.name)
-        if hasattr(value, "numpy"):
-            value = hashlib.sha256(value.detach().cpu().float().numpy().tobytes()).hexdigest()
-        described[field.name] = value
-    canonical_json(described)
-    return described
 
 
 def _refuse_nan(result: "Result") -> None:

@@ -93,24 +93,7 @@ def figure_scaling(result: ActivationAttackResult) -> go.Figure:
     ends = np.array([a.min(), a.max()])
     figure = go.Figure(
         [
-            go.Scatter(
-                x=ends,
-                y=low * ends,
-                mode="lines",
-                line_width=0,
-                showlegend=False,
-                hoverinfo="skip",
-            ),
-            go.Scatter(
-                x=ends,
-                y=high * ends,
-                mode="lines",
-                line_width=0,
-                fill="tonexty",
-                fillcolor=BAND,
-                hoverinfo="skip",
-                name=f"95 % of resampled seeds: {low:.2g} to {high:.2g}",
-            ),
+            *_band(ends, low, high),
             go.Scatter(
                 x=ends,
                 y=kappa * ends,
@@ -138,6 +121,16 @@ def figure_scaling(result: ActivationAttackResult) -> go.Figure:
         f"sum(a^2){slope}; t_max = 0 lies below a logarithmic axis",
         _n(result),
     )
+
+
+def _band(ends: np.ndarray, low: float, high: float) -> list[go.Scatter]:
+    """The lines through the origin between two slopes, filled."""
+    edge = {"x": ends, "mode": "lines", "line_width": 0, "hoverinfo": "skip"}
+    name = f"95 % of resampled seeds: {low:.2g} to {high:.2g}"
+    return [
+        go.Scatter(y=low * ends, showlegend=False, **edge),
+        go.Scatter(y=high * ends, fill="tonexty", fillcolor=BAND, name=name, **edge),
+    ]
 
 
 def figure_chi(results: Mapping[str, ActivationAttackResult]) -> go.Figure:

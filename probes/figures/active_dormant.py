@@ -90,7 +90,21 @@ def figure_domains(result: ActiveDormantResult, a: int = 0, b: int = 1) -> go.Fi
             customdata=_hover_rows(result, a, b)[chosen],
             hovertemplate=_hover(names[a], names[b]),
         )
-    bound = config.sink_threshold
+    _add_bounds(figure, config.sink_threshold)
+    figure.update_xaxes(title=f"sink attention in {names[a]} (share)", range=[-0.03, 1.03])
+    figure.update_yaxes(title=f"sink attention in {names[b]} (share)", range=[-0.03, 1.03])
+    return titled(
+        figure.update_layout(height=560, legend_itemsizing="constant"),
+        f"Heads in {names[a]} and in {names[b]}",
+        "sink attention: mean attention of queries n >= 2 to the first token; area: loss added by "
+        "zeroing the head, in the domain where it is larger; dormant: above the threshold and at most "
+        f"{config.loss_threshold:g} nats per token, domains apart only where q <= {config.fdr:g}",
+        plain(_n_text(result)),
+    )
+
+
+def _add_bounds(figure: go.Figure, bound: float) -> None:
+    """Where both domains are alike, and where a head is called dormant."""
     figure.add_scatter(
         x=[0, 1],
         y=[0, 1],
@@ -106,16 +120,6 @@ def figure_domains(result: ActiveDormantResult, a: int = 0, b: int = 1) -> go.Fi
         name=f"threshold {bound:g}",
         line=line_style(INK, "dash", 1),
         hoverinfo="skip",
-    )
-    figure.update_xaxes(title=f"sink attention in {names[a]} (share)", range=[-0.03, 1.03])
-    figure.update_yaxes(title=f"sink attention in {names[b]} (share)", range=[-0.03, 1.03])
-    return titled(
-        figure.update_layout(height=560, legend_itemsizing="constant"),
-        f"Heads in {names[a]} and in {names[b]}",
-        "sink attention: mean attention of queries n >= 2 to the first token; area: loss added by "
-        "zeroing the head, in the domain where it is larger; dormant: above the threshold and at most "
-        f"{config.loss_threshold:g} nats per token, domains apart only where q <= {config.fdr:g}",
-        plain(_n_text(result)),
     )
 
 

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from plotly.subplots import make_subplots
 from torch import Tensor
 
-from probes.attention_sinks import AttentionSinkResult, value_drain
+from probes.attention_sinks_results import AttentionSinkResult, value_drain
 from probes.figures.closed_forms import own_query_score, uniform_score
 from probes.figures.heatmap import HeadNumbers, layer_head_heatmap
 from probes.figures.lines import head_lines, head_points, line_style, shaded

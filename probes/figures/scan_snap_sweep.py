@@ -73,6 +73,7 @@ def figure_panels(
         1, len(headings), subplot_titles=headings, shared_yaxes=True, horizontal_spacing=0.04
     )
     finite = values[np.isfinite(values)]
+    spread = "" if errors is None else " +- %{customdata:.3f}"
     for column, panel in enumerate(values, start=1):
         error = np.zeros_like(panel) if errors is None else errors[column - 1]
         figure.add_heatmap(
@@ -88,19 +89,20 @@ def figure_panels(
             colorbar={"title": {"text": name}},
             texttemplate="%{z:.2f}",
             hoverongaps=False,
-            hovertemplate="eta_Z %{y}, eta_Y/eta_Z %{x}: %{z:.3f}"
-            + (" +- %{customdata:.3f}" if errors is not None else "")
-            + "<extra></extra>",
+            hovertemplate=f"eta_Z %{{y}}, eta_Y/eta_Z %{{x}}: %{{z:.3f}}{spread}<extra></extra>",
             row=1,
             col=column,
         )
         figure.update_xaxes(title="eta_Y / eta_Z (ratio)", type="category", row=1, col=column)
         heading = "eta_Z (rate)" if column == 1 else None
         figure.update_yaxes(title=heading, type="category", row=1, col=column)
-    figure.update_xaxes(showgrid=False)
-    figure.update_yaxes(showgrid=False)
-    n_text = (
+    figure.update_xaxes(showgrid=False).update_yaxes(showgrid=False)
+    return titled(figure.update_layout(height=430), title, meaning, _n_text(result))
+
+
+def _n_text(result: ScanSnapSweepResult) -> str:
+    config = result.config
+    return (
         f"n = {config.n_seeds} runs a cell (seeds {config.seeds[0]} to {config.seeds[-1]}) of "
         f"{config.steps} steps of {config.batch_size} sequences of {config.n_pos} tokens"
     )
-    return titled(figure.update_layout(height=430), title, meaning, n_text)

@@ -4,7 +4,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from probes.attention_sinks import AttentionSinkResult, peak_ratio
+from probes.attention_sinks_results import AttentionSinkResult, peak_ratio
 
 
 def prompt_lengths(result: AttentionSinkResult) -> Int[np.ndarray, " prompt"]:

@@ -7,9 +7,10 @@ from torch import Tensor
 
 from tests.zoo import padded, random_tokens
 from workbench.models.base import LAYER_SITES, MODEL_SITES, Site
+from workbench.models.bridge_building import bridge_of
 from workbench.models.huggingface import HuggingFaceModel
 from workbench.models.nnsight import NNsightModel, wrap_module
-from workbench.models.transformer_lens import TransformerLensModel, bridge_of
+from workbench.models.transformer_lens import TransformerLensModel
 
 BOUND = 1e-4
 SITES = [Site(name, 1) for name in LAYER_SITES] + [Site(name) for name in MODEL_SITES]

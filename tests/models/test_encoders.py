@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import workbench as wb
-from tests.encoders import clip_text_config, save_encoder, tiny_encoder
+from tests.encoders import save_encoder, tiny_clip, tiny_encoder
 from workbench.errors import CapabilityError, ModelError
 from workbench.interventions.add_vector import AddVector
 from workbench.interventions.knockout import KnockOut
@@ -109,23 +109,7 @@ def test_a_folder_loads_with_its_tokenizer(kind, tmp_path):
 
 
 def test_the_text_tower_of_a_whole_clip_loads(tmp_path):
-    from transformers import CLIPConfig, CLIPModel, CLIPVisionConfig
-
-    vision = CLIPVisionConfig(
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        image_size=8,
-        patch_size=4,
-        projection_dim=16,
-    )
-    config = CLIPConfig(
-        text_config=clip_text_config().to_dict(),
-        vision_config=vision.to_dict(),
-        projection_dim=16,
-    )
-    whole = CLIPModel(config).eval()
+    whole = tiny_clip()
     whole.save_pretrained(tmp_path)
     end = Site("ln_final")
     with torch.no_grad():

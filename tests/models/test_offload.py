@@ -7,8 +7,8 @@ import torch
 import workbench as wb
 from tests import zoo
 from workbench.errors import ModelError
+from workbench.identity import weights_hash
 from workbench.models.offload import tensors_at_hand
-from workbench.run import weights_hash
 
 
 def spread(model, first="cpu", second="disk"):

@@ -19,10 +19,11 @@ from workbench.interventions.add_vector import AddVector
 from workbench.interventions.zero_heads import ZeroHeads
 from workbench.interventions.zerotuning import ZeroTuning
 from workbench.models.base import ModelAdapter, Site
+from workbench.models.bridge_building import bridge_of, load_bridge
 from workbench.models.checkpoint import Source
 from workbench.models.huggingface import HuggingFaceModel
 from workbench.models.load import wrap
-from workbench.models.transformer_lens import TransformerLensModel, bridge_of, load_bridge
+from workbench.models.transformer_lens import TransformerLensModel
 
 pytestmark = [pytest.mark.filterwarnings(text) for text in LIBRARY_WARNINGS]
 

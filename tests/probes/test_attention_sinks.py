@@ -7,16 +7,18 @@ from hypothesis import strategies as st
 
 import workbench as wb
 from probes.attention_sinks import (
-    AttentionSinkConfig,
-    AttentionSinkResult,
     attention_received,
     decompose,
     make_inputs,
     measure_attention_sinks,
     ov_norms,
-    peak_ratio,
     queries_after,
     swap_positions,
+)
+from probes.attention_sinks_results import (
+    AttentionSinkConfig,
+    AttentionSinkResult,
+    peak_ratio,
     value_drain,
 )
 from tests.zoo import padded, random_tokens, tiny_model

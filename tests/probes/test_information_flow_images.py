@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from probes.information_flow_images import keep_sets, measure_images
-from tests.encoders import clip_text_config, tiny_encoder, tiny_tokenizer
+from tests.encoders import tiny_clip, tiny_encoder, tiny_tokenizer
 from workbench.errors import CapabilityError, DataError, ModelError
 from workbench.models.diffusion import ClipJudge, Drawing, TextToImage
 
@@ -153,25 +153,7 @@ def test_the_repair_puts_the_item_alone_in_its_place(drawer):
 
 
 def test_clip_similarity_is_that_of_transformers_own_pieces():
-    from transformers import CLIPConfig, CLIPModel, CLIPVisionConfig
-
-    vision = CLIPVisionConfig(
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        image_size=8,
-        patch_size=4,
-        projection_dim=16,
-    )
-    config = CLIPConfig(
-        text_config=clip_text_config().to_dict(),
-        vision_config=vision.to_dict(),
-        projection_dim=16,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = CLIPModel(config).eval()
+    model = tiny_clip()
     tokenizer = tiny_tokenizer("clip")
     images = torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     found = ClipJudge(model, tokenizer)(images, ITEMS)

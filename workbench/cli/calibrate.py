@@ -120,8 +120,8 @@ def _pieces(
 ) -> Any:
     """Where parts of this very calibration are kept."""
     from workbench import __version__
+    from workbench.identity import weights_hash
     from workbench.provenance import content_key
-    from workbench.run import weights_hash
     from workbench.store.pieces import Pieces
     from workbench.store.results import Store
 

@@ -31,8 +31,21 @@ def print_json(value: Any) -> None:
     sys.stdout.write(to_json(value) + "\n")
 
 
-def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> None:
-    """Print a table without frames; what does not fit is folded, never cut."""
+def print_table(
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    title: str = "",
+    *,
+    least_width: int = _WIDTH,
+) -> None:
+    """Print a table without frames; what does not fit is folded, never cut.
+
+    Args:
+        columns: Their names.
+        rows: Cells as text.
+        title: Above it.
+        least_width: Columns of text that there are at least where no terminal sets them.
+    """
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -45,7 +58,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: st
     # "[red]" in somebody's text is text, not markup.
     console = Console(markup=False, highlight=False, emoji=False)
     if not console.is_terminal:
-        console.width = max(console.width, _WIDTH)
+        console.width = max(console.width, least_width)
     # Not printed directly: rich would turn a closed pipe into exit code 1.
     with console.capture() as capture:
         console.print(table)

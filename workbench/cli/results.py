@@ -5,12 +5,14 @@ need the probe's own code.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from workbench.cli.console import message, print_json, print_table
+from workbench.cli.options import AsJson, StoreFolder
 from workbench.errors import ConfigError
 from workbench.result import SHORT_KEY
 from workbench.store.results import Store
@@ -18,42 +20,19 @@ from workbench.store.strict_json import to_json
 
 app = typer.Typer(help="List, show, export, check and clean the stored results.")
 
-StoreFolder = Annotated[
-    Path | None,
-    typer.Option("--store", metavar="DIR", help="The store; $WORKBENCH_HOME by default."),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 KeyArgument = Annotated[
     str, typer.Argument(metavar="KEY", help="A key, or at least 6 characters of its beginning.")
 ]
 
+_WIDTH = 200
+"""Columns of a list that goes into a file or a pipe: a result a line."""
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
-
-
-def _message(text: str) -> None:
-    typer.echo(text, err=True)
-
-
-def _print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False)
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    # Stored texts are not ours: "[red]" in one of them is text, not markup.
-    console = Console(markup=False, highlight=False, emoji=False)
-    if not console.is_terminal:
-        console.width = max(console.width, 200)
-    console.print(table)
 
 
 def _print_pairs(title: str, values: Mapping[str, Any]) -> None:
     if values:
         rows = [(name, _as_text(value)) for name, value in values.items()]
-        _print_table((title, ""), rows)
+        print_table((title, ""), rows, least_width=_WIDTH)
 
 
 def _as_text(value: Any) -> str:
@@ -88,10 +67,10 @@ def list_command(
     entries = opened.list(probe=probe, model=model, limit=limit)
     if as_json:
         results = [{**to_dict(entry), "path": opened.folder(entry.key)} for entry in entries]
-        typer.echo(to_json({"store": opened.path, "results": results}))
+        print_json({"store": opened.path, "results": results})
         return
     if not entries:
-        _message(f"no such results in {opened.path}")
+        message(f"no such results in {opened.path}")
         return
     rows = [
         (
@@ -104,7 +83,9 @@ def list_command(
         )
         for entry in entries
     ]
-    _print_table(("key", "probe", "model", "created (UTC)", "size", "headline"), rows)
+    print_table(
+        ("key", "probe", "model", "created (UTC)", "size", "headline"), rows, least_width=_WIDTH
+    )
 
 
 def to_dict(entry: Any) -> dict[str, Any]:
@@ -122,7 +103,7 @@ def show_command(key: KeyArgument, store: StoreFolder = None, as_json: AsJson = 
     shapes = result.array_shapes()
     if as_json:
         arrays = {name: {"dtype": kind, "shape": shape} for name, (kind, shape) in shapes.items()}
-        typer.echo(to_json({**result.document(), "path": result.path, "arrays": arrays}))
+        print_json({**result.document(), "path": result.path, "arrays": arrays})
         return
     identity = {"key": result.key, "version": result.version, "path": str(result.path)}
     _print_pairs(result.probe, identity)
@@ -168,9 +149,9 @@ def verify_command(store: StoreFolder = None, as_json: AsJson = False) -> None:
     opened = Store(store)
     found = opened.verify()
     for reason in (*found.damaged.values(), *found.unreadable.values()):
-        _message(reason)
+        message(reason)
     if as_json:
-        typer.echo(to_json({"store": opened.path, **vars(found)}))
+        print_json({"store": opened.path, **vars(found)})
     else:
         bad, unread = len(found.damaged), len(found.unreadable)
         typer.echo(
@@ -199,12 +180,12 @@ def gc_command(
     age = None if older_than is None else _seconds(older_than)
     found = opened.gc(older_than=age, keep_latest=keep_latest, damaged=damaged, dry_run=dry_run)
     if as_json:
-        typer.echo(to_json({"store": opened.path, "dry_run": dry_run, **vars(found)}))
+        print_json({"store": opened.path, "dry_run": dry_run, **vars(found)})
         return
     for name in (*found.removed, *found.leftovers):
         typer.echo(name)
     verb = "would remove" if dry_run else "removed"
-    _message(
+    message(
         f"{verb} {_plural(len(found.removed), 'result')} and "
         f"{_plural(len(found.leftovers), 'leftover')}, {_size_text(found.freed_bytes)}; "
         f"kept {len(found.leased)} in use"
@@ -224,7 +205,7 @@ def rebuild_command(store: StoreFolder = None, as_json: AsJson = False) -> None:
     opened = Store(store)
     number = opened.rebuild()
     if as_json:
-        typer.echo(to_json({"store": opened.path, "results": number}))
+        print_json({"store": opened.path, "results": number})
     else:
         typer.echo(f"{_plural(number, 'result')} in {opened.path}")
 
@@ -241,8 +222,8 @@ def import_command(
     opened = Store(store)
     found = opened.import_from(source)
     if as_json:
-        typer.echo(to_json({"store": opened.path, **vars(found)}))
+        print_json({"store": opened.path, **vars(found)})
         return
     for key in found.added:
         typer.echo(key)
-    _message(f"imported {_plural(len(found.added), 'result')}; {len(found.present)} were here")
+    message(f"imported {_plural(len(found.added), 'result')}; {len(found.present)} were here")

@@ -85,7 +85,7 @@ def _names(text: str, model: str) -> list[str]:
             f"--revision must be one revision, or different ones with commas between; got {text!r}"
         )
     from workbench.models.names import resolve_model
-    from workbench.models.toy import is_toy_folder
+    from workbench.models.toy_folder import is_toy_folder
 
     place = resolve_model(model)
     if Path(place).is_dir() and not is_toy_folder(place):

@@ -40,7 +40,8 @@ Tell = Callable[[Any], None]
 def _language_model(
     settings: Mapping[str, str], folder: Path, progress: Tell | None = None
 ) -> Path:
-    from toy_tasks.language_model import LanguageModelConfig, train_language_model
+    from toy_tasks.language_config import LanguageModelConfig
+    from toy_tasks.language_model import train_language_model
     from toy_tasks.training import report_to_stderr
     from workbench.settings import make_config
 
@@ -102,14 +103,16 @@ def recorded(
     )
     if (folder / "model.safetensors").is_file():  # a sweep keeps no model
         _save_for_transformers(folder)
-    files = {file: folder / file for file in _KEPT}
-    present = {file: path for file, path in files.items() if path.is_file()}
-    Store(store).publish(result, files=present)
+    Store(store).publish(result, files=_kept_files(folder))
     return Trained(folder, result.key, result.metrics())
 
 
 _KEPT = ("model.safetensors", "config.json", "metrics.jsonl", "sample.safetensors")
 """Files of a run that lie beside its result, so that the result's folder is a ``toy:DIR`` too."""
+
+
+def _kept_files(folder: Path) -> dict[str, Path]:
+    return {name: folder / name for name in _KEPT if (folder / name).is_file()}
 
 
 def _save_for_transformers(folder: Path) -> None:

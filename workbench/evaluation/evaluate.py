@@ -10,8 +10,8 @@ from workbench.evaluation.measures import Difference, Scored, difference
 from workbench.evaluation.scoring import Encoded, Settings, encode_questions, score
 from workbench.evaluation.seen import seen_in_calibration
 from workbench.evaluation.task import Question, Task
+from workbench.identity import describe_intervention
 from workbench.models.base import ModelAdapter
-from workbench.run import describe_intervention
 
 
 @dataclass(frozen=True)

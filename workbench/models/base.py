@@ -83,7 +83,7 @@ class Site(NamedTuple):
             prefix = f"L{match[1]}." if match else ""
             known = [f"{prefix or 'L0.'}{known}" for known in LAYER_SITES] + list(MODEL_SITES)
             raise UnknownNameError("site", f"{prefix}{name}", known)
-        return Site(name, int(match[2 - 1]) if match else None)
+        return Site(name, int(match[1]) if match else None)
 
 
 class Captured(dict[Site, Any]):

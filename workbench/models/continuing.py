@@ -14,8 +14,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from workbench.attention.edits import ActivationEdit, Edit
-from workbench.errors import CapabilityError, ConfigError, DataError, EngineError
+from workbench.errors import CapabilityError, DataError, EngineError
 from workbench.models.base import ModelAdapter, ModelSpec, Site
+from workbench.models.checks import check_layer
 from workbench.models.inputs import Inputs, prepare_inputs
 
 
@@ -31,10 +32,7 @@ def prepare_residual(
         ConfigError: No such layer.
         DataError: Another width than the model's.
     """
-    if not 0 <= layer < spec.n_layers:
-        raise ConfigError(
-            f"layer must be below {spec.n_layers}, the layers of {spec.name}; got {layer}"
-        )
+    check_layer(spec, layer)
     if resid.dim() != 3 or resid.shape[-1] != spec.d_model or not resid.is_floating_point():
         raise DataError(
             f"resid must be floats [batch pos {spec.d_model}] for {spec.name}; got {resid.dtype} "

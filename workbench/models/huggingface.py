@@ -16,7 +16,6 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from workbench.attention.edits import (
-    EDITABLE_SITES,
     ActivationEdit,
     AttentionEdit,
     Edit,
@@ -28,7 +27,7 @@ from workbench.attention.interface import (
     implementation_name,
     reduced,
 )
-from workbench.errors import CapabilityError, ConfigError
+from workbench.errors import CapabilityError
 from workbench.interventions.active import ActiveEdits
 from workbench.models.base import (
     ATTENTION_SITES,
@@ -37,6 +36,7 @@ from workbench.models.base import (
     Reducers,
     Site,
 )
+from workbench.models.checks import check_editable, check_layer
 from workbench.models.continuing import comes_later, ending_at, prepare_residual, starting_at
 from workbench.models.families import Family, family_of, read_weight
 from workbench.models.generating import following_beams, uncompiled
@@ -221,7 +221,7 @@ class HuggingFaceModel:
 
     def to_transformer_lens(self) -> Any:
         """A TransformerBridge on the same weights; this model stays as it is."""
-        from workbench.models.transformer_lens import bridge_of
+        from workbench.models.bridge_building import bridge_of
 
         return bridge_of(self.model, self.tokenizer)
 
@@ -272,18 +272,12 @@ class HuggingFaceModel:
     def _refuse_edit(self, edit: Edit) -> None:
         if isinstance(edit, AttentionEdit):
             self._check_site(Site("pattern", edit.layer))
-        elif edit.site.name not in EDITABLE_SITES:
-            raise CapabilityError(
-                f"an activation edit must be at one of {', '.join(sorted(EDITABLE_SITES))}; got {edit.site}"
-            )
         else:
+            check_editable(edit.site)
             self._check_site(edit.site)
 
     def _check_site(self, site: Site) -> None:
-        if site.layer is not None and not 0 <= site.layer < self.spec.n_layers:
-            raise ConfigError(
-                f"layer must be below {self.spec.n_layers}, the layers of {self.spec.name}; got {site}"
-            )
+        check_layer(self.spec, site)
         if site.name in ATTENTION_SITES | {"attn_out"} and self.family.attn is None:
             raise CapabilityError(
                 f"{site} needs attention; {self.spec.family} has none; read resid_pre, resid_post or mlp_out"

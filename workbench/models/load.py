@@ -1,10 +1,13 @@
 """``wb.load`` and ``wb.wrap``: from a name, a folder or somebody's object to a model."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from workbench.errors import ConfigError, ModelError, UnknownNameError
 from workbench.models.base import ModelAdapter
 from workbench.models.names import resolve_model
+
+if TYPE_CHECKING:
+    from workbench.models.checkpoint import Source
 
 BACKENDS = ("hf", "transformer-lens", "nnsight")
 DTYPES = ("auto", "float32", "float16", "bfloat16")
@@ -41,17 +44,12 @@ def load(
         raise UnknownNameError("backend", backend, BACKENDS)
     if dtype not in DTYPES:
         raise ConfigError(f"dtype must be one of {', '.join(DTYPES)}; got {dtype}")
-    from workbench.models.checkpoint import Source, load_transformers
-    from workbench.models.toy import is_toy_folder, load_toy
+    from workbench.models.checkpoint import Source
+    from workbench.models.toy_folder import is_toy_folder, load_toy
 
     place = resolve_model(name)
     if is_toy_folder(place):
-        if backend != "hf":
-            raise ModelError(
-                f"a toy model has a backend of its own; got {backend}; leave the backend out"
-            )
-        if device_map is not None:
-            raise ModelError("a toy model lives on one device; leave device_map out")
+        _check_toy_options(backend, device_map)
         return load_toy(place, revision, dtype=dtype, device=device)
     source = Source(
         place,
@@ -63,20 +61,31 @@ def load(
         trust_remote_code,
         attn_implementation,
     )
+    return _load_checkpoint(source, backend)
+
+
+def _check_toy_options(backend: str, device_map: Any) -> None:
+    if backend != "hf":
+        raise ModelError(
+            f"a toy model has a backend of its own; got {backend}; leave the backend out"
+        )
+    if device_map is not None:
+        raise ModelError("a toy model lives on one device; leave device_map out")
+
+
+def _load_checkpoint(source: "Source", backend: str) -> ModelAdapter:
+    from workbench.models.checkpoint import load_transformers, read_config
+    from workbench.models.encoders import ENCODERS, TextEncoder, refuse_encoder
+
     if backend == "hf":
-        from workbench.models.encoders import ENCODERS, TextEncoder
         from workbench.models.huggingface import HuggingFaceModel
 
         model, tokenizer, identity = load_transformers(source)
-        if model.config.model_type in ENCODERS:
-            return TextEncoder(model, tokenizer, name=identity.name, revision=identity.revision)
-        return HuggingFaceModel(model, tokenizer, name=identity.name, revision=identity.revision)
-    from workbench.models.checkpoint import read_config
-    from workbench.models.encoders import refuse_encoder
-
+        kind = TextEncoder if model.config.model_type in ENCODERS else HuggingFaceModel
+        return kind(model, tokenizer, name=identity.name, revision=identity.revision)
     refuse_encoder(read_config(source).model_type, backend)
     if backend == "transformer-lens":
-        from workbench.models.transformer_lens import load_bridge
+        from workbench.models.bridge_building import load_bridge
 
         return load_bridge(source)
     from workbench.models.nnsight import load_nnsight

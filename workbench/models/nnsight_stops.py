@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from workbench.attention.edits import EDITABLE_SITES
 from workbench.attention.streaming import AttentionInputs, attention_scores
 from workbench.errors import CapabilityError
 from workbench.models.base import ATTENTION_SITES, ModelSpec, Site
+from workbench.models.checks import check_editable
 from workbench.models.families import Family
 from workbench.models.nnsight_remote import Ask, pattern_of, scores_of
 
@@ -157,10 +157,8 @@ class Places:
         Raises:
             CapabilityError: With the reason.
         """
-        if site.name not in EDITABLE_SITES | {"pattern"}:
-            raise CapabilityError(
-                f"an activation edit must be at one of {', '.join(sorted(EDITABLE_SITES))}; got {site}"
-            )
+        if site.name != "pattern":
+            check_editable(site)
         if site.name == "pattern" and self.spec.n_heads and not self.has_call():
             raise CapabilityError(
                 f"an attention edit must change the pattern before it is used; {self.spec.family} mixes "

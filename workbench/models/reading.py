@@ -11,6 +11,7 @@ from workbench.attention.streaming import PatternStatistic
 from workbench.attention.whole import statistics_of_pattern
 from workbench.errors import ConfigError
 from workbench.models.base import ModelSpec, Reducers, Site, reduction_for
+from workbench.models.checks import check_layer
 from workbench.models.inputs import Inputs
 
 
@@ -55,10 +56,7 @@ def reductions(spec: ModelSpec, sites: Sequence[Site], reduce: Reducers) -> dict
     """
     reads = {}
     for site in sites:
-        if site.layer is not None and not 0 <= site.layer < spec.n_layers:
-            raise ConfigError(
-                f"layer must be below {spec.n_layers}, the layers of {spec.name}; got {site}"
-            )
+        check_layer(spec, site)
         reads[site] = reduction_for(site, reduce)
         if isinstance(reads[site], PatternStatistic | Mapping) and site.name != "pattern":
             raise ConfigError(

@@ -6,12 +6,9 @@ are a function each, and there is nothing to hook or to remove. Patterns are mad
 """
 
 import importlib
-import json
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from hashlib import sha256
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,29 +16,21 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from workbench.attention.edits import (
-    EDITABLE_SITES,
     ActivationEdit,
     AttentionEdit,
     Edit,
     Intervention,
 )
 from workbench.attention.whole import change_pattern
-from workbench.errors import CapabilityError, ConfigError, DataError, ModelError
+from workbench.errors import CapabilityError, ConfigError, DataError
 from workbench.interventions.active import ActiveEdits
 from workbench.models.base import WEIGHTS, Captured, ModelSpec, Reducers, Site
+from workbench.models.checks import check_editable, check_layer
 from workbench.models.continuing import prepare_residual
 from workbench.models.inputs import Inputs, prepare_inputs
 from workbench.models.memory import tell_pattern_memory
 from workbench.models.reading import keeper, reductions
 from workbench.models.text import generate_with
-from workbench.revisions import file_hash, folder_revision
-
-ARCHITECTURES = {"toy": "toy_tasks.model", "scan-snap": "toy_tasks.scan_snap_model"}
-"""The module that makes a toy model from its config.json, by its ``model_type``; named here,
-because the core imports no toy task."""
-
-NO_MODEL = ("state-space",)
-"""Toys whose folder is a record of several stacks without attention or unembedding."""
 
 _CAPABILITIES = frozenset(
     {
@@ -267,19 +256,11 @@ class ToyAdapter:
                     f"{self.attention} in {self.spec.name} do not; edit z instead"
                 )
             return
-        if edit.site.name not in EDITABLE_SITES:
-            raise CapabilityError(
-                f"an activation edit must be at one of {', '.join(sorted(EDITABLE_SITES))}; got "
-                f"{edit.site}"
-            )
+        check_editable(edit.site)
         self._check_site(edit.site)
 
     def _check_site(self, site: Site) -> None:
-        if site.layer is not None and not 0 <= site.layer < self.spec.n_layers:
-            raise ConfigError(
-                f"layer must be below {self.spec.n_layers}, the layers of {self.spec.name}; got "
-                f"{site}"
-            )
+        check_layer(self.spec, site)
         if site.name == "mlp_out" and not self.spec.d_mlp:
             raise CapabilityError(
                 f"{site} needs an MLP; {self.spec.name} has none; read resid_post"
@@ -317,91 +298,3 @@ def _make_spec(config: Any, name: str, revision: str) -> ModelSpec:
         n_ctx=config.n_ctx,
         positions=config.positions,
     )
-
-
-def is_toy_folder(name: str) -> bool:
-    """Whether a name is the folder of a toy model."""
-    try:
-        described = json.loads((Path(name).expanduser() / "config.json").read_bytes())
-    except (OSError, ValueError):
-        return False
-    return isinstance(described, dict) and described.get("model_type") in (
-        *ARCHITECTURES,
-        *NO_MODEL,
-    )
-
-
-def _refuse_records(path: Path) -> None:
-    if not is_toy_folder(str(path)):
-        return
-    kind = json.loads((path / "config.json").read_bytes())["model_type"]
-    if kind in NO_MODEL:
-        raise ModelError(
-            f"toy:DIR must be the folder of a model with tokens and logits; {path} is a run of "
-            f"{kind}, which no probe reads; see its figures with workbench results show"
-        )
-
-
-def load_toy(
-    folder: str, revision: str | None = None, *, dtype: str = "auto", device: str = "auto"
-) -> ToyAdapter:
-    """Load a trained toy model from its folder.
-
-    Args:
-        folder: Of the run.
-        revision: The step of one of its checkpoints; None: the end of training.
-        dtype: ``auto`` keeps the checkpoint's.
-        device: ``auto`` takes CUDA where there is one.
-
-    Raises:
-        ModelError: It is unfinished or damaged, or has no checkpoint of that step.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    path = Path(folder).expanduser()
-    _refuse_records(path)
-    if not (path / "model.safetensors").is_file():
-        raise ModelError(
-            f"a toy model must have model.safetensors, which the end of its training writes; {path} "
-            "has none; go on training it with the same command"
-        )
-    weights = path / "model.safetensors" if revision is None else _checkpoint(path, revision)
-    try:
-        described = json.loads((path / "config.json").read_bytes())
-        architecture = importlib.import_module(ARCHITECTURES[described["model_type"]])
-        model: nn.Module = architecture.model_from(described)
-        model.load_state_dict(load_file(weights))
-    except (SafetensorError, RuntimeError, KeyError, TypeError, ValueError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ModelError(
-            f"config.json and {weights.name} of a toy must be whole and fit each other; in {path} "
-            f"they do not ({reason}); train it again"
-        ) from error
-    bad = [name for name, weight in model.state_dict().items() if not weight.isfinite().all()]
-    if bad:
-        raise ModelError(f"weights must be finite; {bad[0]} of {path} holds NaN or infinity")
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = model.to(device, None if dtype == "auto" else getattr(torch, dtype))
-    name, identity = path.resolve().name, folder_revision(path)
-    if revision is not None:
-        # Another checkpoint of one run is another model, with the run's own settings.
-        name = f"{name}@{revision}"
-        identity = sha256(f"{identity} {file_hash(weights)}".encode()).hexdigest()
-    return ToyAdapter(model, name=name, revision=identity)
-
-
-def _checkpoint(folder: Path, revision: str) -> Path:
-    """The file of one step of a run, as ``toy_tasks.training`` names it."""
-    found = {
-        str(int(path.stem.removeprefix("step_"))): path
-        for path in sorted((folder / "checkpoints").glob("step_*.safetensors"))
-    }
-    if revision not in found:
-        steps = ", ".join(found) or "none"
-        raise ModelError(
-            f"revision of a toy must be the step of a checkpoint in {folder / 'checkpoints'}; got "
-            f"{revision!r}; there are: {steps}"
-        )
-    return found[revision]

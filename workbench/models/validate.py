@@ -14,8 +14,6 @@ import torch
 from workbench.errors import CapabilityError, WorkbenchError
 from workbench.models.base import ModelAdapter
 from workbench.models.validation import (
-    Measured,
-    Subject,
     backend_agrees,
     batch_equals_alone,
     cached_equals_uncached,
@@ -31,6 +29,7 @@ from workbench.models.validation import (
     stock_logits,
     streaming_equals_whole,
 )
+from workbench.models.validation_subject import Measured, Subject
 
 N_PROMPTS = 2
 N_POS = 16
@@ -148,7 +147,8 @@ def _companion(
 
 
 def _through_bridge(inner: Any) -> ModelAdapter:
-    from workbench.models.transformer_lens import TransformerLensModel, bridge_of
+    from workbench.models.bridge_building import bridge_of
+    from workbench.models.transformer_lens import TransformerLensModel
 
     return TransformerLensModel(bridge_of(inner))
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from probes.attention_sinks import AttentionSinkConfig, AttentionSinkResult
+from probes.attention_sinks_results import AttentionSinkConfig, AttentionSinkResult
 
 SINKS = {(1, 2): 0.9, (2, 0): 0.6}
 
