@@ -116,8 +116,9 @@ def read(store: Path, key: str) -> Sweep | None:
 def _is_running(progress: dict[str, Any], updated: float) -> bool:
     process = progress.get("process")
     process = process if isinstance(process, dict) else {}
-    if process.get("host") == socket.gethostname() and isinstance(process.get("pid"), int):
-        return is_alive(process["pid"], process.get("birth"))
+    pid, birth = process.get("pid"), process.get("birth")
+    if process.get("host") == socket.gethostname() and isinstance(pid, int):
+        return is_alive(pid, birth if isinstance(birth, str) else None)
     return time.time() - updated < SILENT_SECONDS
 
 

@@ -96,16 +96,20 @@ READERS = {
 @pytest.mark.parametrize("name", READERS)
 def test_no_input_is_worse_than_one_line(name, tmp_path):
     read, content = READERS[name]
+    n_cases = 0
 
     @FUZZ
     @given(content)
     def fuzz(drawn):
+        nonlocal n_cases
+        n_cases += 1
         try:
             read(tmp_path, drawn)
         except WorkbenchError as error:
             assert_one_line(error)
 
     fuzz()
+    print(f"{name}: {n_cases} cases")
 
 
 def test_every_intervention_that_a_file_can_hold_is_fuzzed():
