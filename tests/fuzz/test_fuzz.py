@@ -7,6 +7,7 @@ structure replaced by any JSON value. ``WORKBENCH_FUZZ=20000`` sets the number o
 import gzip
 import json
 import os
+import sys
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -109,7 +110,7 @@ def test_no_input_is_worse_than_one_line(name, tmp_path):
             assert_one_line(error)
 
     fuzz()
-    print(f"{name}: {n_cases} cases")
+    sys.stdout.write(f"{name}: {n_cases} cases\n")
 
 
 def test_every_intervention_that_a_file_can_hold_is_fuzzed():
