@@ -103,6 +103,15 @@ def measure(folder: Path, size: int, rounds: int) -> list[Row]:
     store, shape = Store(folder), f"{size} results"
     fill(store, range(size))
     rows = timed("rebuild", shape, store.rebuild, 1)
+    one = [store.folder(key_of(0)), *store.folder(key_of(0)).iterdir()]
+    on_disk = {
+        "on the disk": sum(path.stat().st_blocks * 512 for path in one),
+        "catalogue": store.catalogue.path.stat().st_size / size,
+    }
+    for name, value in on_disk.items():
+        rows.append(
+            Row(name=name, peer="workbench", shape=shape, median=value, unit="bytes a result")
+        )
     keys = [key_of(number) for number in range(0, size, max(1, size // 100))]
     fresh = iter(range(size, 2 * size))
 

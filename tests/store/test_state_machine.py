@@ -21,6 +21,7 @@ from hypothesis.stateful import (
 )
 
 from tests.store import fire
+from tests.store.scenario import Scenario, World
 from tests.store.conftest import build_result, key_of
 from workbench.store.results import Store
 
@@ -103,8 +104,8 @@ class StoreAgainstDict(RuleBasedStateMachine):
             "remember": lambda world: world.store.remember_request("d" * 64, key),
             "rebuild": lambda world: world.store.rebuild(),
         }[verb]
-        scenario = fire.Scenario(verb, work, lambda world, finished: None)
-        killed, _ = fire.run_and_kill(scenario, fire.World(self.root), event=event)
+        scenario = Scenario(verb, work, lambda world, finished: None)
+        killed, _ = fire.run_and_kill(scenario, World(self.root), event=event)
         found = {entry.key: entry.metrics["v"] for entry in self.store.list()}
         verified = self.store.verify()
         assert (verified.damaged, verified.unreadable) == ({}, {})
