@@ -31,7 +31,7 @@ MEMORY = Path("/dev/shm")
 CHANGES = ("os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.link", "os.symlink", "os.utime")
 
 
-def _arm(root, number, connection):
+def _arm(root, number):
     """Die before the ``number``-th change of the file system under ``root``; tell fault points."""
     count, points, prefix = 0, [], os.fspath(root)
 
@@ -64,7 +64,7 @@ def run_and_kill(scenario, world, *, event=0, point=None):
     here, there = fork.Pipe(duplex=False)
 
     def child():
-        points = _arm(world.root, event, there)
+        points = _arm(world.root, event)
         if point is not None:
             os.environ["WORKBENCH_FAULT"] = point
         scenario.work(world)
