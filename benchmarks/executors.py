@@ -15,7 +15,7 @@ from record import Row, ratios
 
 
 def workers(table: Table, folder: Path, arguments: argparse.Namespace) -> None:
-    """The same cells on one worker and on two, in turn, and what two bare processes get of this machine."""
+    """The same cells on one worker and on two, in turn."""
     from workbench.execute.local import LocalExecutor
 
     shape = f"{arguments.cells} cells"
@@ -25,15 +25,20 @@ def workers(table: Table, folder: Path, arguments: argparse.Namespace) -> None:
             executor = LocalExecutor(n_workers, n_threads=1)
             times[n_workers].append(_sweep(folder / f"w{turn}-{n_workers}", executor, arguments))
     _compare(table, "one worker", "two workers", shape, times[1], times[2])
+
+
+def machine(table: Table, folder: Path, arguments: argparse.Namespace) -> None:
+    """What two bare processes at once get of this machine: the limit of two workers."""
     for name, work in BARE.items():
         alone, both = [], []
-        for _ in range(arguments.rounds):
+        for _ in range(BARE_ROUNDS):
             alone += _bare(work, 1)
             both.append(max(_bare(work, 2)) / 2)
-        table.add(name, "2000 times", alone[: len(both)], "s", "one process")
-        table.add(name, "2000 times", both, "s", "two processes", **ratios(both, alone))
+        table.add(name, "2000 times", alone, "s", "one process")
+        table.add(name, "2000 times", both, "s", "two processes", **ratios(alone, both))
 
 
+BARE_ROUNDS = 5
 BARE = {
     "steps of Python": "sum(range(20_000))",
     "products in the cache": "one @ one",
@@ -79,8 +84,13 @@ def ray(table: Table, folder: Path, arguments: argparse.Namespace) -> None:
     os.environ["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
     shape = f"{arguments.cells} cells"
     try:
+        # "local": what another Ray left behind on this machine is not connected to.
         library.init(
-            num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR"
+            address="local",
+            num_cpus=2,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="ERROR",
         )
     except Exception as error:  # Ray raises no class of its own where its node does not start
         note = f"not measured: {' '.join(str(error).split())[:200]}"

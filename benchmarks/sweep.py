@@ -1,9 +1,10 @@
 """What a sweep costs besides its measurements, and how that grows.
 
-    python benchmarks/sweep.py overhead workers ray plan [--most 10000] [-o FILE]
+    python benchmarks/sweep.py overhead workers machine ray plan [--most 10000] [-o FILE]
 
 overhead   a cell beyond its measurement: the smallest model, a probe that takes milliseconds
-workers    one worker against two, the same cells of the demo model, and two bare processes
+workers    one worker against two, the same cells of the demo model
+machine    two bare processes against one: steps of Python, products, copies
 ray        actors on one node against processes, the same cells
 plan       expanding a plan, asking the store, and estimating, at 1e2 ... ``--most`` cells
 
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from cells import Table, clocks, plan_of, tiny_model
-from executors import ray, workers
+from executors import machine, ray, workers
 from record import OUT, write_record
 
 RATIO_MEANS = "how many times faster than the first way of the same cells"
@@ -137,7 +138,7 @@ def _sizes(first: int, most: int) -> list[int]:
     return found
 
 
-PARTS = {"overhead": overhead, "workers": workers, "ray": ray, "plan": plan}
+PARTS = {"overhead": overhead, "workers": workers, "machine": machine, "ray": ray, "plan": plan}
 
 
 def main() -> None:
