@@ -1,10 +1,11 @@
 """What a job tells on stderr: progress as JSON or as steps, and lines for people."""
 
-import json
 import os
 import re
 from pathlib import Path
 from typing import Any
+
+from workbench.store.strict_json import object_of
 
 LOG_BYTES = 16_384
 """How much of the end of a log is read."""
@@ -42,11 +43,7 @@ def message_of(line: str) -> str:
 
 
 def _object(line: str) -> dict[str, Any]:
-    try:
-        found = json.loads(line) if line.startswith("{") else {}
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
+    return object_of(line) if line.startswith("{") else {}
 
 
 def last_lines(path: Path) -> list[str]:

@@ -30,7 +30,7 @@ from app.job_log import last_lines, message_of, numbers_of, progress_of
 from workbench.errors import StoreError
 from workbench.processes import birth_of, is_alive
 from workbench.store.files import explained, replace_file
-from workbench.store.strict_json import to_json
+from workbench.store.strict_json import read_object, to_json
 
 ID = re.compile(r"[0-9a-f]{20}")
 RUNNING = ("starting", "running", "stopping")
@@ -156,11 +156,11 @@ def read(store: Path, job_id: str) -> Job | None:
     if not folder.is_dir():
         return None
     created = str(request.get("created") or _stamp(folder))
-    about = request.get("about")
+    about, arguments = request.get("about"), request.get("arguments")
     asked = Request(
         str(request.get("kind", "run")),
         str(request.get("name", "")),
-        tuple(map(str, request.get("arguments", ()))),
+        tuple(map(str, arguments)) if isinstance(arguments, list) else (),
         about if isinstance(about, dict) else {},
     )
     state = _state(folder, status)
@@ -257,15 +257,6 @@ def _state(folder: Path, status: Mapping[str, Any]) -> str:
     if final in ("done", "failed", "cancelled"):
         return str(final)
     return "cancelled" if asked else "killed"
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file that another process writes; empty where there is none yet."""
-    try:
-        found = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _stamp(path: Path) -> str:

@@ -4,7 +4,6 @@ A sweep is started from the command line, on this machine or another one that wr
 store; a page only looks. ``workbench.execute.sweep`` says what lies in a sweep's folder.
 """
 
-import json
 import os
 import re
 import socket
@@ -13,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from app.jobs import read_object
 from workbench.execute.cell import Cell
 from workbench.processes import is_alive
+from workbench.store.strict_json import read_object, read_objects
 
 KEY = re.compile(r"[0-9a-f]{64}")
 SILENT_SECONDS = 600.0
@@ -117,8 +116,9 @@ def read(store: Path, key: str) -> Sweep | None:
 def _is_running(progress: dict[str, Any], updated: float) -> bool:
     process = progress.get("process")
     process = process if isinstance(process, dict) else {}
-    if process.get("host") == socket.gethostname() and isinstance(process.get("pid"), int):
-        return is_alive(process["pid"], process.get("birth"))
+    pid, birth = process.get("pid"), process.get("birth")
+    if process.get("host") == socket.gethostname() and isinstance(pid, int):
+        return is_alive(pid, birth if isinstance(birth, str) else None)
     return time.time() - updated < SILENT_SECONDS
 
 
@@ -128,9 +128,10 @@ def cells(store: Path, sweep: Sweep) -> list[SweepCell]:
     progress = read_object(folder / "progress.json").get("running") if sweep.is_running else None
     running = progress if isinstance(progress, dict) else {}
     ended = _outcomes(folder / "outcomes.jsonl")
+    planned = read_object(folder / "plan.json").get("cells")
     found = [
         _cell(asked, running, ended)
-        for asked in read_object(folder / "plan.json").get("cells", [])
+        for asked in (planned if isinstance(planned, list) else ())
         if isinstance(asked, dict) and isinstance(asked.get("key"), str)
     ]
     return sorted(found, key=lambda cell: CELL_STATES.index(cell.state))
@@ -167,19 +168,7 @@ def _describe(asked: dict[str, Any]) -> str:
 
 
 def _outcomes(path: Path) -> dict[str, dict[str, Any]]:
-    try:
-        lines = path.read_text("utf-8", "replace").splitlines()
-    except OSError:
-        return {}
-    found: dict[str, dict[str, Any]] = {}
-    for line in lines:
-        try:
-            outcome = json.loads(line)
-        except ValueError:  # the last one is being written
-            continue
-        if isinstance(outcome, dict):
-            found[str(outcome.get("cell"))] = outcome
-    return found
+    return {str(outcome.get("cell")): outcome for outcome in read_objects(path)}
 
 
 def _count(value: Any) -> int:
@@ -187,4 +176,4 @@ def _count(value: Any) -> int:
 
 
 def _time(value: Any) -> float:
-    return float(value) if isinstance(value, int | float) and value > 0 else 0.0
+    return float(value) if isinstance(value, int | float) and 0 < value < 1e15 else 0.0

@@ -5,11 +5,15 @@ results are small and differ in key, probe, model, time and numbers. Every figur
 fresh process's second call, wall and CPU seconds beside each other.
 
     python benchmarks/store.py --sizes 1000 10000 100000
+
+Filling 1e5 takes minutes. ``--folder DIR --fill 200`` only fills, for 200 seconds at most, and goes on from there
+when it is called again; stores in a folder that was given are measured as they are, and kept.
 """
 
 import argparse
+import contextlib
 import hashlib
-import shutil
+import math
 import tempfile
 import time
 from collections.abc import Callable
@@ -52,20 +56,29 @@ def small_result(number: int) -> Result:
     )
 
 
-def fill(store: Store, numbers: range) -> None:
-    """Put small results into a store as quickly as a filesystem allows: no fsync, no rename."""
+def fill(store: Store, numbers: range, seconds: float = math.inf) -> bool:
+    """Put small results into a store as quickly as a filesystem allows: no fsync, no rename.
+
+    What is there is kept. Returns whether all of them are, or the seconds were over before.
+    """
+    end = time.monotonic() + seconds
     arrays = safetensors.numpy.save({"score": np.zeros((2, 3, 4), np.float32)})
     listed = {ARRAYS: {"size": len(arrays), "sha256": hashlib.sha256(arrays).hexdigest()}}
     for number in numbers:
+        if (store.folder(key_of(number)) / MANIFEST).exists():
+            continue
+        if time.monotonic() > end:
+            return False
         result = small_result(number)
         document = to_json(result.document(), indent=1).encode()
         digest = {"size": len(document), "sha256": hashlib.sha256(document).hexdigest()}
         folder = store.folder(result.key)
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         (folder / ARRAYS).write_bytes(arrays)
         (folder / DOCUMENT).write_bytes(document)
         manifest = {"schema": 1, "files": {**listed, DOCUMENT: digest}}
         (folder / MANIFEST).write_bytes(to_json(manifest, indent=1).encode())
+    return True
 
 
 def timed(name: str, shape: str, work: Callable[[], object], rounds: int) -> list[Row]:
@@ -90,6 +103,15 @@ def measure(folder: Path, size: int, rounds: int) -> list[Row]:
     store, shape = Store(folder), f"{size} results"
     fill(store, range(size))
     rows = timed("rebuild", shape, store.rebuild, 1)
+    one = [store.folder(key_of(0)), *store.folder(key_of(0)).iterdir()]
+    on_disk = {
+        "on the disk": sum(path.stat().st_blocks * 512 for path in one),
+        "catalogue": store.catalogue.path.stat().st_size / size,
+    }
+    for name, value in on_disk.items():
+        rows.append(
+            Row(name=name, peer="workbench", shape=shape, median=value, unit="bytes a result")
+        )
     keys = [key_of(number) for number in range(0, size, max(1, size // 100))]
     fresh = iter(range(size, 2 * size))
 
@@ -118,16 +140,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--sizes", type=int, nargs="+", default=[1_000, 10_000, 100_000])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--folder", type=Path, default=None, help="where the stores are made")
+    parser.add_argument("--folder", type=Path, default=None, help="where the stores are kept")
+    parser.add_argument("--fill", type=float, default=None, help="only fill, so many seconds")
     parser.add_argument("-o", "--output", type=Path, default=OUT / "store.json")
     arguments = parser.parse_args()
-    rows: list[Row] = []
-    for size in arguments.sizes:
-        folder = Path(tempfile.mkdtemp(dir=arguments.folder))
-        try:
+    with contextlib.ExitStack() as opened:
+        made = arguments.folder or Path(opened.enter_context(tempfile.TemporaryDirectory()))
+        folders = {size: made / str(size) for size in arguments.sizes}
+        if arguments.fill is not None:
+            end = time.monotonic() + arguments.fill
+            for size, folder in folders.items():
+                whole = fill(Store(folder), range(size), end - time.monotonic())
+                print(f"{size} results: {'all there' if whole else 'not yet all'}")
+            return
+        rows: list[Row] = []
+        for size, folder in folders.items():
             rows += measure(folder, size, arguments.rounds)
-        finally:
-            shutil.rmtree(folder)
     sizes = " ".join(map(str, arguments.sizes))
     write_record(
         "store",

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -67,6 +68,18 @@ def test_what_was_run_by_hand_is_cached(command, plan_file, run_tiny):
     again = command("sweep", plan_file(), "--json")
     assert (again.code, again.json["cached"]) == (0, 1)
     assert again.json["cells"][0]["key"] == done["cells"][0]["result"]
+
+
+def test_verify_looks_at_every_byte_of_what_is_cached(command, plan_file, run_tiny):
+    result = run_tiny("--limit", "2", "--n-pos", "16", "--json").json
+    arrays = Path(result["path"]) / "arrays.safetensors"
+    content = arrays.read_bytes()
+    arrays.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    about = (plan_file(), "--dry-run", "--json")
+    assert command("sweep", *about).json["cached"] == 1
+    checked = command("sweep", *about, "--verify")
+    assert checked.json["cached"] == 0
+    assert "does not match its SHA-256" in checked.err
 
 
 def test_lists_may_come_from_the_command_line(command, tiny_folder):

@@ -142,3 +142,18 @@ def test_the_newest_results_tell_the_time_and_no_others_are_read(two_models, sto
     newest = [entry.key for entry in store.list()[:PAST_RUNS]]
     assert estimator.estimate(cell) == estimator.estimate(again)
     assert read == newest
+
+
+def test_an_earlier_result_that_is_no_good_says_nothing_of_the_time(two_models, store):
+    import workbench as wb
+
+    done = wb.run(
+        "attention-sinks", two_models[0], "builtin:natural", n_pos=16, limit=2, store=store
+    )
+    store.list()  # the catalogue has it
+    manifest = store.folder(done.key) / "manifest.json"
+    newer = json.loads(manifest.read_text()) | {"schema": 99}
+    for content in (json.dumps(newer), "{cut"):
+        manifest.write_text(content)
+        found = Estimator(store, PlanInputs()).estimate(cell_of(two_models, seeds=[5]))
+        assert found.is_lower_bound

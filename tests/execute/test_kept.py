@@ -37,6 +37,13 @@ def test_results_come_in_the_plans_order_and_the_rest_with_its_reason(plan, stor
     assert read_sweep(store, plan.key).missing[0].endswith(": not computed yet")
 
 
+def test_a_result_that_is_damaged_is_missing(plan, store):
+    found = read_sweep(store, plan.key)
+    (store.folder(found.results[0]) / "result.json").write_text("{")
+    again = read_sweep(store, plan.key)
+    assert (again.results, len(again.missing)) == ((), 2)
+
+
 def test_the_page_of_a_sweep_has_its_results_alone(plan, store, tmp_path, capsys):
     report_command(tmp_path / "sweep.html", store.path, plan.key[:8])
     page = (tmp_path / "sweep.html").read_text("utf-8")
@@ -55,8 +62,13 @@ def test_a_sweep_that_is_not_there_lists_those_that_are(plan, store, name):
         read_sweep(store, name)
 
 
-def test_a_damaged_plan_is_one_line(plan, store):
+@pytest.mark.parametrize(
+    "change", [{"probe": 1}, {"settings": []}, {"options": {"limit": "all"}}, {"new": 1}]
+)
+def test_a_damaged_plan_is_one_line(plan, store, change):
     path = sweep_folder(store, plan) / "plan.json"
-    path.write_text(json.dumps({"cells": [{"probe": "x"}]}))
+    kept = json.loads(path.read_text())
+    kept["cells"][0] |= change
+    path.write_text(json.dumps(kept))
     with pytest.raises(StoreError, match="the plan of a sweep must be readable"):
         read_sweep(store, plan.key)

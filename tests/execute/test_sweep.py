@@ -68,6 +68,32 @@ def test_a_run_by_hand_counts_as_cached(two_models, store):
     assert cached_results(plan, store) == {plan.cells[1].key: found.key}
 
 
+def damage(path, at=-1):
+    """Turn one bit; the size stays."""
+    content = bytearray(path.read_bytes())
+    content[at] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_damaged_result_is_no_cached_cell_and_is_computed_again(two_models, store):
+    plan = sinks(two_models[:1], seeds=[0, 1, 2, 3])
+    first = run_plan(plan, store, InThisProcess())
+    cut, turned, other, whole = (store.folder(one.result) for one in first.outcomes)
+    (cut / "arrays.safetensors").write_bytes(b"")
+    damage(turned / "result.json")
+    damage(other / "arrays.safetensors")
+    keys = [cell.key for cell in plan.cells]
+    # Sizes and the small files are looked at; every byte only when that is asked for.
+    assert list(cached_results(plan, store)) == keys[2:]
+    assert list(cached_results(plan, store, deep=True)) == keys[3:]
+    assert len(list((store.path / "damaged").iterdir())) == 3
+    again = run_plan(plan, store, InThisProcess())
+    assert [one.status for one in again.outcomes] == ["computed"] * 3 + ["cached"]
+    assert [one.result for one in again.outcomes] == [one.result for one in first.outcomes]
+    assert len(store.verify().whole) == 4
+    assert whole.is_dir()
+
+
 def test_neighbours_of_one_model_load_it_once(two_models, store, monkeypatch):
     from workbench.models import load as loading
 

@@ -22,6 +22,7 @@ from hypothesis.stateful import (
 
 from tests.store import fire
 from tests.store.conftest import build_result, key_of
+from tests.store.scenario import Scenario, World
 from workbench.store.results import Store
 
 NUMBERS = st.integers(0, 3)
@@ -103,8 +104,8 @@ class StoreAgainstDict(RuleBasedStateMachine):
             "remember": lambda world: world.store.remember_request("d" * 64, key),
             "rebuild": lambda world: world.store.rebuild(),
         }[verb]
-        scenario = fire.Scenario(verb, work, lambda world, finished: None)
-        killed, _ = fire.run_and_kill(scenario, fire.World(self.root), event=event)
+        scenario = Scenario(verb, work, lambda world, finished: None)
+        killed, _ = fire.run_and_kill(scenario, World(self.root), event=event)
         found = {entry.key: entry.metrics["v"] for entry in self.store.list()}
         verified = self.store.verify()
         assert (verified.damaged, verified.unreadable) == ({}, {})
@@ -114,12 +115,29 @@ class StoreAgainstDict(RuleBasedStateMachine):
             allowed[key] = float(value)
         if verb == "replace" and found.get(key) == float(value):
             allowed[key] = float(value)
-        if (verb == "remove" and key not in found) or verb == "gc":
-            allowed = {k: v for k, v in allowed.items() if k in found}
+        if verb == "remove" and key not in found:
+            allowed.pop(key, None)
+        if verb == "gc":
+            newest = [key_of(number) for number in range(4) if key_of(number) in allowed][-1:]
+            allowed = {k: v for k, v in allowed.items() if k in found or k in newest}
         assert found == allowed
-        assert killed or verb in ("remove", "gc", "rebuild", "publish", "replace", "remember")
+        if not killed:
+            self.check_end(verb, key, float(value), found)
         self.model = allowed
         done["kill"] += killed
+
+    def check_end(self, verb, key, value, found):
+        """What a verb that was not killed has done."""
+        assert {
+            "publish": lambda: key in found,
+            "replace": lambda: found[key] == value,
+            "remove": lambda: key not in found,
+            "gc": lambda: len(found) <= 1,
+            "remember": lambda: (
+                self.store.find_request("d" * 64) == (key if key in found else None)
+            ),
+            "rebuild": lambda: True,
+        }[verb]()
 
     @rule(
         number=NUMBERS,

@@ -53,6 +53,12 @@ class SweepRequest:
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would run and what it takes; run nothing.")
     ] = False
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify", help="Check every byte of what the store holds, not only the small files."
+        ),
+    ] = False
     models: CommaList = None
     probes: CommaList = None
     data: CommaList = None
@@ -111,7 +117,7 @@ def sweep_command(request: SweepRequest) -> None:
     place = Store(request.store)
     plan = make_plan(document, place.path / "hashes")
     runner = make_executor(request.executor, request.workers, plan, request.slurm, request.threads)
-    rows = _estimate(plan, place, runner)
+    rows = _estimate(plan, place, runner, request.verify)
     if request.dry_run:
         _show_plan(plan, rows, request.as_json)
         return
@@ -185,13 +191,13 @@ def _with_setting(probes: Any, pair: str) -> dict[str, Any]:
 
 
 def _estimate(
-    plan: "Plan", store: Any, runner: "Executor"
+    plan: "Plan", store: Any, runner: "Executor", verify: bool
 ) -> list[tuple["Cell", str | None, "Estimate"]]:
     """(cell, key of its result in the store, what it takes); refuses what cannot fit."""
     from workbench.execute.estimate import Estimator, refuse_what_cannot_fit
     from workbench.execute.sweep import cached_results
 
-    cached = cached_results(plan, store)
+    cached = cached_results(plan, store, deep=verify)
     estimator = Estimator(store, plan.inputs)
     rows = [(cell, cached.get(cell.key), estimator.estimate(cell)) for cell in plan.cells]
     cells = [cell for cell, key, _ in rows if key is None]

@@ -177,9 +177,7 @@ class Estimator:
         name = self._inputs.model(cell.model, cell.options.get("revision")).name
         kind = (cell.probe, "demo" if cell.model == "demo" else name)
         if kind not in self._past:
-            records = [
-                self._store.shelf.read(key, deep=False) for key in self._entries.get(kind, ())
-            ]
+            records = [self._store.look(key) for key in self._entries.get(kind, ())]
             times = [r.document["provenance"].get("seconds") for r in records if r is not None]
             known = [float(time) for time in times if isinstance(time, int | float)]
             self._past[kind] = statistics.median(known) if known else None

@@ -1,13 +1,19 @@
 """A sweep as it lies in a store: which of its cells have a result, and why the others have none."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workbench.errors import StoreError, WorkbenchError
+from workbench.errors import ConfigError, StoreError, WorkbenchError
 from workbench.execute.cell import Cell
 from workbench.execute.inputs import PlanInputs
+from workbench.requests import Options
 from workbench.result import SHORT_KEY
+from workbench.settings import make_config
+from workbench.store.record import is_key
+from workbench.store.strict_json import read_objects
 
 if TYPE_CHECKING:
     from workbench.store.results import Store
@@ -46,23 +52,37 @@ def read_sweep(store: "Store", beginning: str) -> KeptSweep:
     results, missing, inputs = [], [], PlanInputs(store.path / "hashes")
     for cell in cells:
         result = ended.get(cell.key)
-        if result is None or not store.folder(result).is_dir():
+        if result is None or not is_key(result):
             result = _asked(cell, inputs, store)
-        if result is None:
+        if result is None or store.look(result) is None:
             missing.append(f"{cell.describe()}: {failed.get(cell.key, 'not computed yet')}")
         else:
             results.append(result)
     return KeptSweep(key, tuple(dict.fromkeys(results)), tuple(missing))
 
 
-def _cells(path: Any) -> list[Cell]:
+def _cells(path: Path) -> list[Cell]:
     try:
-        return [Cell(**cell) for cell in json.loads(path.read_text("utf-8"))["cells"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return [_cell(cell) for cell in json.loads(path.read_text("utf-8"))["cells"]]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, ConfigError) as error:
+        why = " ".join(str(error).split())[:200]
         raise StoreError(
-            f"the plan of a sweep must be readable; {path}: {error}; run the sweep again, what is "
+            f"the plan of a sweep must be readable; {path}: {why}; run the sweep again, what is "
             "computed is kept"
         ) from error
+
+
+def _cell(document: Mapping[str, Any]) -> Cell:
+    """The cell that ``Cell.document`` wrote; somebody may have edited it since."""
+    cell = Cell(**document)
+    texts = (cell.key, cell.probe, cell.model, cell.intervention_name)
+    mappings = (cell.settings, cell.options, cell.intervention or {})
+    if not all(isinstance(text, str) for text in texts) or not all(
+        isinstance(mapping, dict) for mapping in mappings
+    ):
+        raise TypeError("a cell must have a key, a probe and a model, its settings and options")
+    make_config(Options, cell.options, "a sweep")
+    return cell
 
 
 def _asked(cell: Cell, inputs: PlanInputs, store: "Store") -> str | None:
@@ -74,18 +94,10 @@ def _asked(cell: Cell, inputs: PlanInputs, store: "Store") -> str | None:
     return store.find_request(request) if request else None
 
 
-def _by_cell(path: Any, name: str) -> dict[str, str]:
+def _by_cell(path: Path, name: str) -> dict[str, str]:
     """One field by key of the cell, where it is a text; a line that is cut off says nothing."""
-    found = {}
-    try:
-        lines = path.read_text("utf-8").splitlines()
-    except OSError:
-        return {}
-    for line in lines:
-        try:
-            row = json.loads(line)
-            if isinstance(row.get(name), str):
-                found[str(row["cell"])] = row[name]
-        except (ValueError, KeyError, TypeError, AttributeError):
-            continue
-    return found
+    return {
+        str(row["cell"]): row[name]
+        for row in read_objects(path)
+        if "cell" in row and isinstance(row.get(name), str)
+    }

@@ -34,13 +34,21 @@ def sweep_folder(store: "Store", plan: Plan) -> Path:
     return store.path / "sweeps" / plan.key
 
 
-def cached_results(plan: Plan, store: "Store") -> dict[str, str]:
-    """Key of the result by key of the cell, for those that the store answers."""
+def cached_results(plan: Plan, store: "Store", *, deep: bool = False) -> dict[str, str]:
+    """Key of the result by key of the cell, for those that the store answers.
+
+    A damaged result is reported, set aside, and its cell is one to run.
+
+    Args:
+        plan: The cells.
+        store: What may hold their results.
+        deep: Check every byte of a result, not only the sizes of its files and ``result.json``.
+    """
     found = {}
     for cell in plan.cells:
         request = plan.inputs.request(cell)
         key = store.find_request(request) if request else None
-        if key is not None:
+        if key is not None and store.look(key, deep=deep) is not None:
             found[cell.key] = key
     return found
 

@@ -237,13 +237,25 @@ def _note(connection: sqlite3.Connection, look: _Look, stamp: int) -> None:
     connection.executemany("DELETE FROM results WHERE key = ?", [(key,) for key in look.drop])
     connection.executemany(
         f"INSERT OR REPLACE INTO results (stamp, {_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        [(changed, *entry, _checksum(tuple(entry))) for changed, entry in look.found],
+        [(changed, *entry, _checksum(*entry)) for changed, entry in look.found],
     )
     connection.execute("INSERT OR REPLACE INTO shards VALUES (?, ?)", (look.shard, stamp))
 
 
-def _checksum(row: tuple[Any, ...]) -> int:
-    return zlib.crc32("\n".join(map(str, row)).encode())
+def _checksum(
+    key: str,
+    probe: str,
+    version: int,
+    model: str,
+    created: str,
+    metrics: str,
+    size_bytes: int,
+    edit: str,
+) -> int:
+    """Of one row; by name, since joining a tuple takes twice as long, and a list has 100,000."""
+    return zlib.crc32(
+        f"{key}\n{probe}\n{version}\n{model}\n{created}\n{metrics}\n{size_bytes}\n{edit}".encode()
+    )
 
 
 def _query(
@@ -259,9 +271,10 @@ def _query(
 
 
 def _checked(row: tuple[Any, ...]) -> Entry:
-    if _checksum(row[:-1]) != row[-1]:
+    entry = Entry._make(row[:-1])
+    if _checksum(*entry) != row[-1]:
         raise sqlite3.DatabaseError(f"a row does not match its checksum: {row[0]!r}")
-    return Entry._make(row[:-1])
+    return entry
 
 
 def select(

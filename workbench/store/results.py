@@ -149,12 +149,21 @@ class Store:
 
     def entry(self, key: str) -> Entry | None:
         """One line of the list, from the result itself; None (and a report) if it is no good."""
+        record = self.look(key)
+        return None if record is None else entry_of(record)
+
+    def look(self, key: str, *, deep: bool = False) -> Record | None:
+        """The small files of a result, checked; None where there is none, or (and a report) no good one.
+
+        Args:
+            key: Which.
+            deep: Check every byte, not only sizes, ``manifest.json`` and ``result.json``.
+        """
         try:
-            record = self.shelf.read(key, deep=False)
+            return self.shelf.read(key, deep=deep)
         except StoreError as error:
             self.report(str(error))
             return None
-        return None if record is None else entry_of(record)
 
     # Not typed as a mapping: a run-time check of types would read one of the arrays.
     def _arrays(self, record: Record) -> Any:

@@ -3,7 +3,8 @@
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -50,3 +51,32 @@ def read_number(value: float | str | None) -> float:
 def to_json(value: Any, indent: int | None = None) -> str:
     """Strict JSON of a value (``jsonable`` says how), as one line unless ``indent`` is given."""
     return json.dumps(jsonable(value), indent=indent, ensure_ascii=False, allow_nan=False)
+
+
+# What another process writes may be cut off, and what somebody edited may be anything.
+
+
+def object_of(text: str | bytes) -> dict[str, Any]:
+    """The JSON object that a text is; empty where it is none."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file that another process writes; empty where there is none yet."""
+    try:
+        return object_of(path.read_bytes())
+    except OSError:
+        return {}
+
+
+def read_objects(path: Path) -> Iterator[dict[str, Any]]:
+    """The JSON objects in a file of one a line; a line that is none, or cut off, is left out."""
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError:
+        return
+    yield from filter(None, map(object_of, lines))
