@@ -63,6 +63,6 @@ def calibrate_act(
             "rows_with_sinks": int(stock.touched[list(layers)].sum()),
             "rows_run": int(race.run.sum()),
         },
-        layer_forwards=work.layer_forwards,
+        layer_forwards=round(work.layer_forwards),
         layer_forwards_naive=(n_tried + 1) * len(parts.profile) * spec.n_layers,
     )

@@ -48,6 +48,10 @@ class EncodedParts:
     validation: list[Encoded]
     test: list[Encoded]
 
+    def every(self) -> list[Encoded]:
+        """All of them."""
+        return [*self.profile, *self.validation, *self.test]
+
 
 def split(questions: Sequence[Question], seed: int) -> Splits:
     """Part the questions at random; the same prompt is never in two parts.

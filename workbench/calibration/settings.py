@@ -115,7 +115,7 @@ class Calibrated:
     scores: dict[str, Any]
     """What the choice went by."""
     layer_forwards: int
-    """Blocks run, one for each question."""
+    """Blocks run, one for each question; parts of blocks count as such."""
     layer_forwards_naive: int
     """Blocks that the search of one head at a time on whole passes would have run."""
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -59,9 +60,11 @@ def calibrate_command(request: CalibrateRequest) -> None:
     given.check_output(request.output)
     config = _config(request.method, given.read_settings(request.settings))
     with reporting(request.progress) as reporter:
-        from workbench.calibration.parts import questions_hash, split
+        from workbench.calibration.parts import encode_parts, questions_hash, split
+        from workbench.calibration.prepared import largest_batch
         from workbench.calibration.settings import Run
         from workbench.evaluation.task import find_task, read_questions
+        from workbench.memory import backing_off
 
         found = find_task(request.task)
         questions = read_questions(found, request.data, request.limit)
@@ -74,13 +77,22 @@ def calibrate_command(request: CalibrateRequest) -> None:
             "seed": request.seed,
             **splits.about(),
         }
-        size = given.read_batch_size(request.batch_size) or 16
-        pieces = _pieces(request.store, loaded, request.method, config, about, size)
-        run = Run(size, request.seed, reporter.progress, pieces.get_or_compute)
-        calibrated = _calibrate(request.method, loaded, splits, config, run)
+        pieces = _pieces(request.store, loaded, request.method, config, about)
+
+        def attempt(size: int) -> "Calibrated":
+            run = Run(size, request.seed, reporter.progress, pieces(size).get_or_compute)
+            return _calibrate(request.method, loaded, splits, config, run)
+
+        size = given.read_batch_size(request.batch_size)
+        if size is None:
+            asked = encode_parts(loaded, splits).every()
+            size = largest_batch(loaded, asked)
+            calibrated = backing_off(size, attempt, len(asked), reporter.message)
+        else:
+            calibrated = attempt(size)
     document = calibrated.document(loaded.spec, about, config)
     given.write_output(request.output, (json.dumps(document, indent=1) + "\n").encode())
-    pieces.discard()
+    pieces(None).discard()
     print_json(document) if request.as_json else _show(calibrated)
     if splits.n_repeated:
         message(f"{splits.n_repeated} questions were left out: their prompt had come before")
@@ -116,9 +128,9 @@ def _calibrate(method: str, model: Any, splits: Any, config: Any, run: Any) -> "
 
 
 def _pieces(
-    store: Path | None, model: Any, method: str, config: Any, about: dict[str, Any], batch_size: int
-) -> Any:
-    """Where parts of this very calibration are kept."""
+    store: Path | None, model: Any, method: str, config: Any, about: dict[str, Any]
+) -> Callable[[int | None], Any]:
+    """Where parts of this very calibration are kept, by batch size."""
     from workbench import __version__
     from workbench.provenance import content_key
     from workbench.run import weights_hash
@@ -135,7 +147,8 @@ def _pieces(
         "backend": model.backend,
         **about,
     }
-    return Pieces(Store(store).path, content_key(identity), f"batch_size={batch_size}")
+    path, key = Store(store).path, content_key(identity)
+    return lambda size: Pieces(path, key, f"batch_size={size}")
 
 
 def _show(calibrated: "Calibrated") -> None:

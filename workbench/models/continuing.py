@@ -140,7 +140,8 @@ class Shares:
     @staticmethod
     def of(block: nn.Module, family: Family) -> "Shares":
         """Count the matrices of a block; its attention must be known."""
-        assert family.attn is not None and family.w_o is not None
+        assert family.attn is not None
+        assert family.w_o is not None
         attention, w_o = block.get_submodule(family.attn), block.get_submodule(family.w_o)
         total, output = _entries(block), _entries(w_o)
         unread = sum(map(_entries, read_by_later_positions(block, family)))

@@ -181,7 +181,8 @@ class HuggingFaceModel:
         if z is None:
             return nullcontext()
         family, block = self.family, self._blocks[layer]
-        assert family.attn is not None and family.w_o is not None  # z is a site of attention
+        assert family.attn is not None  # z is a site of attention
+        assert family.w_o is not None
         return attention_given(block.get_submodule(family.attn), block.get_submodule(family.w_o), z)
 
     def _ending(self, last: int | None, n_pos: int) -> AbstractContextManager[None]:
