@@ -20,12 +20,14 @@ from streamlit.util import calc_hash
 import app
 import workbench as wb
 from app import jobs, models, registry
+from app.components.both_models import sink_mass_figure
 from app.components.result_view import stock_twin
 from app.components.text import plain
 from app.views.playground import file_text
 from tests.probes.figures.planted import planted_result
 from workbench.discovery import find_probe, load_probes
 from workbench.errors import ModelError
+from workbench.generation import compare_generation
 from workbench.interventions.files import from_content
 from workbench.interventions.mean_heads import MeanHeads
 from workbench.interventions.zerotuning import ZeroTuning
@@ -356,6 +358,26 @@ def test_the_playground_writes_both_continuations():
     rows = tab.dataframe[0].value
     assert len(rows) == 4
     assert (rows["p stock"].astype(float) > 0).all()
+    # Every token under both models, and the attention to the first token, as ``--compare`` gives them.
+    wanted = compare_generation(
+        wb.load("demo"), tab.text_area[0].value, wb.ZeroTuning(0.05), max_new_tokens=4
+    )
+    for table, path in zip(tab.dataframe[1:3], (wanted.stock, wanted.edited), strict=True):
+        for name, values in (
+            ("p stock", path.probability_stock),
+            ("p change", path.probability_edited - path.probability_stock),
+            ("entropy edited", path.entropy_edited),
+            ("entropy change", path.entropy_edited - path.entropy_stock),
+        ):
+            shown = table.value[name].astype(float)
+            np.testing.assert_allclose(shown, values, atol=6e-4)
+    masses = tab.session_state["play found"][-1]
+    np.testing.assert_allclose(masses[0], wanted.sink_mass_stock, atol=1e-6)
+    np.testing.assert_allclose(masses[1], wanted.sink_mass_edited, atol=1e-6)
+    figure = sink_mass_figure(*(mass.numpy() for mass in masses))
+    assert [list(bar.y) for bar in figure.data] == [mass.tolist() for mass in masses]
+    charts = [json.loads(chart.proto.spec) for chart in tab.get("plotly_chart")]
+    assert any("attention to the first token (share)" in json.dumps(chart) for chart in charts)
 
 
 @needs_demo

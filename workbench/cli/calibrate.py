@@ -49,9 +49,10 @@ class CalibrateRequest:
 def calibrate_command(request: CalibrateRequest) -> None:
     """Choose heads (and gamma) on some questions, test the choice on others, write a file.
 
-    The questions are parted at random: half choose heads, a quarter chooses settings, a quarter is for
-    the table of the result, beside the uncalibrated model and as many heads drawn at random. A run that
-    was killed goes on where it was.
+    The questions are parted at random: half choose heads, a quarter chooses settings (of act, which has
+    none to choose unless take=best, three quarters choose heads), a quarter is for the table of the result,
+    beside the uncalibrated model and as many heads drawn at random. A run that was killed goes on where
+    it was.
 
     Example: workbench calibrate zerotuning --model M --data sst2_train.jsonl --task sst2 -o zt.json
     """
@@ -68,7 +69,7 @@ def calibrate_command(request: CalibrateRequest) -> None:
 
         found = find_task(request.task)
         questions = read_questions(found, request.data, request.limit)
-        splits = split(questions, request.seed)
+        splits = split(questions, request.seed, config.shares)
         loaded = _load(request)
         about = {
             "task": found.name,
@@ -85,7 +86,7 @@ def calibrate_command(request: CalibrateRequest) -> None:
 
         size = given.read_batch_size(request.batch_size)
         if size is None:
-            asked = encode_parts(loaded, splits).every()
+            asked = encode_parts(loaded, splits, validates=bool(config.shares[1])).every()
             size = largest_batch(loaded, asked)
             calibrated = backing_off(size, attempt, len(asked), reporter.message)
         else:
