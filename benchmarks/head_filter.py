@@ -24,10 +24,8 @@ from record import OUT, Row, read_record, write_record
 CASES = {
     "demo sst2 900": ("demo", "sst2", "sst2_train.jsonl", 900),
     "demo agnews 400": ("demo", "agnews", "agnews_test.jsonl", 400),
-    "demo arc 400": ("demo", "arc", "arc_easy.jsonl", 400),
     "demo sst2 100": ("demo", "sst2", "sst2_train.jsonl", 100),
-    "stories260K sst2 900": ("models/stories260K", "sst2", "sst2_train.jsonl", 900),
-    "stories260K agnews 200": ("models/stories260K", "agnews", "agnews_test.jsonl", 200),
+    "stories260K sst2 300": ("models/stories260K", "sst2", "sst2_train.jsonl", 300),
 }
 """Model, task, file of questions and how many of them, by name."""
 NAIVE = "one head at a time"

@@ -19,9 +19,8 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from workbench.attention.compute import Pass, compute
 from workbench.attention.edits import ActivationEdit, AttentionCall, AttentionEdit, Edit
-from workbench.attention.streaming import attend
+from workbench.calibration.edited_z import attended, edited_after_kernel, edited_in_tiles
 from workbench.calibration.effects import Answers, Work
 from workbench.evaluation.scoring import Encoded, pad_left
 from workbench.models.base import ModelSpec, Site
@@ -146,7 +145,7 @@ def survey(
         work: Is counted up.
     """
     tokens, mask = pad_left([item.prompt for item in questions])
-    beside = _Beside(intervention, frozenset(layers), mask, model.attention == "sdpa")
+    beside = _Beside(intervention, frozenset(layers), mask)
     with model.edit(beside):
         logits = model.logits(tokens, mask, last=1)[:, 0]
     work.layer_forwards += len(questions) * model.spec.n_layers
@@ -161,7 +160,6 @@ class _Beside:
     intervention: Any
     layers: frozenset[int]
     mask: Tensor | None
-    sdpa: bool
     parts: dict[tuple[str, int], Tensor] = field(default_factory=dict)
     name: str = "beside"
 
@@ -193,16 +191,12 @@ class _Beside:
         if layer not in self.layers:
             return z
         valid = None if self.mask is None else self.mask.float().to(z.device)
-        edited, same = z, torch.ones_like(z, dtype=torch.bool)
-        if edit is not None:
-            whole = Pass(inputs, layer, call.first_key, valid, 0, self.sdpa)
-            edited = compute(whole, {}, [edit], lambda: z)[0]
-            same = edited == z
-            if edit.output is None:  # made in tiles: so is what it is compared with
-                plain = attend(inputs, {}, valid).output
-                assert plain is not None
-                same |= edited == plain
-        changed = ~same.all(dim=-1)
+        edited = None if edit is None else edited_after_kernel(edit, call, z)
+        plain = z
+        if edit is not None and edited is None:  # made in tiles: so is what it is compared with
+            edited, plain = edited_in_tiles(edit, call, valid), attended(inputs, valid)
+        edited = z if edited is None else edited
+        changed = ~((edited == z) | (edited == plain)).all(dim=-1)
         if valid is not None:
             changed &= valid.bool()[..., None]
         self.parts["z", layer], self.parts["edited", layer] = z.cpu(), edited.cpu()
