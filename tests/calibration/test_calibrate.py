@@ -118,6 +118,9 @@ def test_act_takes_every_winner_and_keeps_no_part_for_what_it_does_not_choose(de
     assert [f"L{layer}H{head}" for layer, head in found.heads] == list(found.scores["won"])
     assert "validation" not in found.scores
     assert found.table["calibrated"]["n"] == 10
+    parted = Splits(parts.profile[:14], parts.profile[14:], parts.test)
+    again = calibrate_act(demo, parted, config, Run(16))
+    assert (again.heads, again.scores) == (found.heads, found.scores)
 
 
 def test_act_may_take_as_many_winners_as_do_best_together_on_questions_of_their_own(demo):

@@ -29,7 +29,7 @@ def calibrate_act(
 ) -> Calibrated:
     """Filter the heads of ACT on the profile part and table the choice on the test part.
 
-    With ``take=best`` the validation part chooses how many; else there is none to be kept apart.
+    With ``take=best`` the validation part chooses how many; else it chooses heads as well.
 
     Raises:
         ConfigError: The skipped layers leave none.
@@ -52,9 +52,11 @@ def calibrate_act(
     intervention = ACT(**settings)
     takes_best = config.take == "best"
     parts = encode_parts(model, splits, validates=takes_best)
+    # Where nothing else is chosen, heads are: no question stays unused.
+    asked = parts.profile if takes_best else [*parts.profile, *parts.validation]
     reach = config.reach if config.race == "margin" else None
     race, stock, work = filter_heads(
-        model, parts.profile, intervention, layers, run, reach=reach, probes=config.probes
+        model, asked, intervention, layers, run, reach=reach, probes=config.probes
     )
     heads, together = race.kept(), {}
     if takes_best:
@@ -67,7 +69,7 @@ def calibrate_act(
         return {f"L{layer}H{head}": int(values[layer, head]) for layer, head in race.kept()}
 
     n_tried = len(layers) * spec.n_heads
-    n_whole = (n_tried + 1) * len(parts.profile) + len(together) * len(parts.validation)
+    n_whole = (n_tried + 1) * len(asked) + len(together) * len(parts.validation)
     scores: dict[str, Any] = {
         "won": by_head(race.won),
         "lost": by_head(race.lost),

@@ -159,8 +159,8 @@ def _show(calibrated: "Calibrated") -> None:
         for name in next(iter(table.values()))
     ]
     print_table(("test part", *(name.replace("_", " ") for name in table)), rows)
-    chosen = ", ".join(f"L{layer}H{head}" for layer, head in calibrated.heads) or "none"
-    message(f"heads: {chosen}")
+    chosen = ", ".join(f"L{layer}H{head}" for layer, head in calibrated.heads)
+    message(f"heads: {chosen or 'none; nothing did better than the uncalibrated model'}")
     message(
         f"settings: {', '.join(f'{name}={value}' for name, value in calibrated.settings.items())}"
     )
