@@ -6,11 +6,14 @@ Whoever calls holds the model's lock: edits are switched on for the model as a w
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from workbench.errors import CapabilityError, DataError
+
+if TYPE_CHECKING:
+    from workbench.generation import Path
 
 ALTERNATIVES = 5
 """Candidates kept of every step."""
@@ -21,6 +24,8 @@ class Continuation:
     """What a model said, and how sure it was."""
 
     text: str
+    ids: tuple[int, ...]
+    """The new tokens."""
     tokens: tuple[str, ...]
     """The new tokens as texts."""
     probability: np.ndarray
@@ -95,9 +100,18 @@ def continue_prompt(
         for row, column in zip(best.values.tolist(), best.indices.tolist(), strict=True)
     )
     chosen = share.gather(-1, new[:, None].to(share.device))[:, 0]
-    return Continuation(
-        text, tuple(name([token]) for token in new.tolist()), chosen.cpu().numpy(), candidates
-    )
+    ids_of_new = tuple(new.tolist())
+    texts = tuple(name([token]) for token in ids_of_new)
+    return Continuation(text, ids_of_new, texts, chosen.cpu().numpy(), candidates)
+
+
+def read_by_both(model: Any, ids: list[int], said: Continuation, edit: Any) -> "Path":
+    """What both models say of every token of one continuation."""
+    import torch
+
+    from workbench import generation
+
+    return generation.read_by_both(model, torch.tensor([[*ids, *said.ids]]), len(ids), edit)
 
 
 def attention_of_last(model: Any, ids: list[int], edit: Any) -> np.ndarray:

@@ -46,8 +46,9 @@ def test_probabilities_and_entropies_are_those_of_plain_passes(model, comparison
             )
             distance = float(0.5 * (stock - edited).abs().sum())
             assert float(path.total_variation[index]) == pytest.approx(distance, abs=1e-5)
-            entropy = float(-(edited * edited.log()).sum())
-            assert float(path.entropy_edited[index]) == pytest.approx(entropy, abs=1e-4)
+            for probs, found in ((stock, path.entropy_stock), (edited, path.entropy_edited)):
+                entropy = float(-(probs * probs.log()).sum())
+                assert float(found[index]) == pytest.approx(entropy, abs=1e-4)
 
 
 def test_attention_to_the_first_token_is_that_of_the_pattern(model, comparison):
@@ -56,6 +57,9 @@ def test_attention_to_the_first_token_is_that_of_the_pattern(model, comparison):
         site = Site("pattern", layer)
         stock = model.capture(tokens, [site])[site][0, :, 1:, 0].mean()
         assert float(comparison.sink_mass_stock[layer]) == pytest.approx(float(stock), abs=1e-6)
+        with model.edit(EDIT):
+            edited = model.capture(tokens, [site])[site][0, :, 1:, 0].mean()
+        assert float(comparison.sink_mass_edited[layer]) == pytest.approx(float(edited), abs=1e-6)
     assert (comparison.sink_mass_edited > comparison.sink_mass_stock).all()
 
 

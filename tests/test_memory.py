@@ -157,16 +157,16 @@ def test_little_free_memory_makes_small_batches(monkeypatch):
     seen = plant(monkeypatch, model, 99)
     spec = model.spec
     prompt_bytes = 4 * 10 * (16 * spec.d_model + 4 * spec.d_mlp + spec.d_vocab)
-    # ``workbench.run`` is the function; the module of that name lies behind it.
-    module = sys.modules["workbench.run"]
-    monkeypatch.setattr(module, "free_memory_bytes", lambda device: 2 * 2 * prompt_bytes)
+    free = lambda device: 2 * 2 * prompt_bytes  # noqa: E731
+    monkeypatch.setattr("workbench.models.memory.free_memory_bytes", free)
     wb.run("attention-sinks", model, random_tokens(5, 10))
     assert seen == [2, 2, 1]
 
 
 REAL_LIMIT = """
-import resource, sys, torch
+import resource, torch
 import workbench as wb
+import workbench.models.memory
 from workbench.run import Reporter
 from workbench import memory
 from tests.zoo import tiny_model
@@ -175,7 +175,7 @@ model = wb.wrap(tiny_model("gpt2", vocab_size=20_000, n_positions=256))
 tokens = torch.randint(0, 20_000, (32, 256), generator=torch.Generator().manual_seed(0))
 wb.run("attention-sinks", model, tokens[:1])
 # The choice is made to believe in all the memory of the world; the process may have 160 MB more.
-sys.modules["workbench.run"].free_memory_bytes = lambda device: 1 << 40
+workbench.models.memory.free_memory_bytes = lambda device="cpu": 1 << 40
 used = memory._field("/proc/self/status", "VmSize:")
 resource.setrlimit(resource.RLIMIT_AS, (used + (160 << 20),) * 2)
 told = []

@@ -91,17 +91,24 @@ def compare_generation(
 
     return Comparison(
         prompt,
-        _read(model, continued(None), ids.shape[1], intervention),
-        _read(model, continued(intervention), ids.shape[1], intervention),
+        read_by_both(model, continued(None), ids.shape[1], intervention),
+        read_by_both(model, continued(intervention), ids.shape[1], intervention),
         sink_mass(model, ids, None),
         sink_mass(model, ids, intervention),
     )
 
 
-def _read(
+def read_by_both(
     model: ModelAdapter, whole: Int[Tensor, "one pos"], n_prompt: int, intervention: Any
 ) -> Path:
-    """Distributions of both models along one text, teacher-forced."""
+    """Distributions of both models along one text, teacher-forced.
+
+    Args:
+        model: Interventions that are already active on it belong to "stock".
+        whole: Prompt and continuation.
+        n_prompt: Tokens of the prompt.
+        intervention: What ``model.edit`` takes.
+    """
     new = whole[0, n_prompt:]
 
     def log_probs() -> Float[Tensor, "new d_vocab"]:

@@ -16,7 +16,7 @@ from workbench.discovery import find_probe
 from workbench.errors import ConfigError, DataError, EngineError, StoreError
 from workbench.identity import identity_of
 from workbench.interventions.document import read_document
-from workbench.memory import automatic_batch_size, backing_off, free_memory_bytes
+from workbench.memory import backing_off
 from workbench.provenance import content_key, environment
 from workbench.raw_prompts import RawPrompts
 from workbench.registry import Probe
@@ -206,10 +206,9 @@ class _Job:
     def _batch_size(self) -> int | None:
         if self.options.batch_size is not None or self.prompts is None:
             return self.options.batch_size
-        from workbench.models.inputs import device_of
+        from workbench.models.memory import fitting_batch_size
 
-        free = free_memory_bytes(device_of(self.model))
-        return automatic_batch_size(self.model.spec, self.prompts.tokens.shape[1], free)
+        return fitting_batch_size(self.model, self.prompts.tokens.shape[1])
 
     def _describe_prompts(self) -> dict[str, Any] | None:
         from workbench.prompts import describe

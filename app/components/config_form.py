@@ -35,7 +35,7 @@ def config_form(config: type, what: str, scope: str) -> dict[str, Any]:
     columns = st.columns(2)
     for index, field in enumerate(fields):
         with columns[index % 2]:
-            value = _input(field, hints[field.name], f"{scope} {field.name}")
+            value = field_input(field, hints[field.name], f"{scope} {field.name}")
         default = _default(field)
         if value != default and not (isinstance(value, str) and value == text_of(default)):
             changed[field.name] = value
@@ -63,7 +63,8 @@ def _default(field: Any) -> Any:
     return None if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
-def _input(field: Any, hint: Any, key: str) -> Any:
+def field_input(field: Any, hint: Any, key: str) -> Any:
+    """The input of one field, by its type; its help, range and unit come from its metadata."""
     about = field.metadata
     help_text = _help(field)
     label = field.name.replace("_", " ") + (f" ({about['unit']})" if about.get("unit") else "")

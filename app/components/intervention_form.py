@@ -3,12 +3,14 @@
 import dataclasses
 import typing
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import plotly.graph_objects as go
 import streamlit as st
 
 from app import url
+from app.components.config_form import field_input
 from app.components.text import plain
 from probes.figures.theme import SERIES, TEMPLATE, head_name
 from workbench.errors import ConfigError, UnknownNameError
@@ -26,6 +28,12 @@ SLIDERS = {
     "alpha": (0.5, 20.0, 5.0, 0.5, "a key is a sink above alpha / n of a head's mean attention"),
 }
 """Lowest, highest, first value, step and meaning of the numbers that have a slider."""
+
+TENSORS = {
+    "vector": "safetensors file with vector [d_model]",
+    "mean": "safetensors file with mean [heads d_head]",
+}
+"""What a file must hold that a setting names; it lies on the machine that serves the page."""
 
 MOST_CELLS = 1600
 
@@ -45,8 +53,11 @@ def intervention_form(n_layers: int, n_heads: int) -> dict[str, Any]:
     fields = [field for field in dataclasses.fields(kind) if field.name not in ("name", "heads")]
     for column, field in zip(st.columns(max(len(fields), 1)), fields, strict=False):
         with column:
-            content[field.name] = _setting(field, hints[field.name], name)
+            content[field.name] = _setting(field, hints[field.name], name, n_layers)
     heads = _heads(n_layers, n_heads)
+    for field_name, meaning in TENSORS.items():
+        if content.get(field_name) == "":
+            raise ConfigError(f"{name} needs {field_name}; no file is named; give a {meaning}")
     needed = any(
         f.name == "heads" and f.default is dataclasses.MISSING for f in dataclasses.fields(kind)
     )
@@ -57,7 +68,7 @@ def intervention_form(n_layers: int, n_heads: int) -> dict[str, Any]:
     return content
 
 
-def _setting(field: Any, hint: Any, name: str) -> Any:
+def _setting(field: Any, hint: Any, name: str, n_layers: int) -> Any:
     key, label = f"play {name} {field.name}", field.name.replace("_", " ")
     if field.name in SLIDERS:
         low, high, first, step, about = SLIDERS[field.name]
@@ -75,15 +86,46 @@ def _setting(field: Any, hint: Any, name: str) -> Any:
         text = st.text_input(label, key=key, help="Positions of the prompt, from 0: 0,3,4")
         url.keep(field.name, text, "0")
         return _positions(text)
-    choices = field.metadata.get("choices") or (("score", "key") if field.name == "mode" else ())
+    if field.name in TENSORS:
+        return _tensor_file(field.name, key)
+    choices, first = _choices(field, n_layers)
     if not choices:
-        return field.default
-    url.seed(field.name, url.one_of(choices, field.name), field.default, key)
+        return field_input(field, hint, key)
+    url.seed(field.name, url.one_of(choices, field.name), first, key)
     value = st.selectbox(
         label, choices, key=key, help=plain(field.metadata.get("help") or "") or None
     )
-    url.keep(field.name, value, field.default)
+    url.keep(field.name, value, first)
     return value
+
+
+def _choices(field: Any, n_layers: int) -> tuple[Sequence[str], str]:
+    """What a setting may be, where that can be listed, and what it is at first."""
+    if field.name == "site":
+        sites = _sites(n_layers)
+        return sites, f"L{n_layers // 2}.resid_post"
+    return field.metadata.get("choices") or (
+        ("score", "key") if field.name == "mode" else ()
+    ), field.default
+
+
+def _sites(n_layers: int) -> list[str]:
+    """The places of the residual stream that can be edited."""
+    from workbench.attention.edits import EDITABLE_SITES
+    from workbench.models.base import LAYER_SITES, MODEL_SITES
+
+    inside = [name for name in LAYER_SITES if name in EDITABLE_SITES - {"z"}]
+    of_model = [name for name in MODEL_SITES if name in EDITABLE_SITES]
+    return [*(f"L{layer}.{name}" for layer in range(n_layers) for name in inside), *of_model]
+
+
+def _tensor_file(field: str, key: str) -> str:
+    """The path of a file that holds a tensor; empty: none is named."""
+    url.seed(field, str, "", key)
+    text = st.text_input(f"{field} (a file)", key=key, help=plain(TENSORS[field])).strip()
+    url.keep(field, text)
+    # A run in the background begins in another folder.
+    return str(Path(text).expanduser().absolute()) if text else ""
 
 
 def _positions(text: str) -> list[int]:

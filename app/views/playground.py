@@ -10,6 +10,7 @@ import plotly.graph_objects as go
 import streamlit as st
 
 from app import models, playing, url
+from app.components.both_models import both_models, show_sink_mass, show_tables
 from app.components.head_view import prompt_area
 from app.components.intervention_file import intervention_file
 from app.components.intervention_form import intervention_form
@@ -70,6 +71,9 @@ def file_text(content: dict[str, Any], name: str, n_layers: int, n_heads: int) -
 
 def _generate(name: str, prompt: str, n_new: int, content: dict[str, Any]) -> None:
     """Both continuations, each written while it grows; the stock one comes first."""
+    import torch
+
+    from workbench.generation import sink_mass
     from workbench.interventions.files import as_intervention
 
     left, right = st.columns(2)
@@ -89,7 +93,11 @@ def _generate(name: str, prompt: str, n_new: int, content: dict[str, Any]) -> No
         except WorkbenchError as error:
             attention = []
             st.caption(plain(str(error)))
-    st.session_state["play found"] = (found, attention, texts, name)
+        tokens = torch.tensor([ids])
+        masses = [sink_mass(model, tokens, change) for change in (None, edit)]
+        paths = [playing.read_by_both(model, ids, said, edit) for said in found]
+        tables = both_models(model, paths)
+    st.session_state["play found"] = (found, attention, texts, name, tables, masses)
 
 
 def _writer(place: Any) -> Any:
@@ -109,13 +117,15 @@ def _details() -> None:
     if "play found" not in st.session_state:
         st.caption("Nothing has been generated yet.")
         return
-    (stock, edited), attention, texts, name = st.session_state["play found"]
+    (stock, edited), attention, texts, name, tables, masses = st.session_state["play found"]
     same = stock.tokens == edited.tokens
     st.caption(plain(f"On {name}: " + ("both say the same." if same else "they differ.")))
     with st.expander("Token probabilities", expanded=True):
         st.dataframe(pd.DataFrame(_token_rows(stock, edited)), hide_index=True)
+    show_tables(tables)
     if attention:
         st.subheader("Where attention moved")
+        show_sink_mass(masses)
         _attention(attention, texts)
 
 

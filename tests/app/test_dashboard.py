@@ -12,19 +12,24 @@ pytest.importorskip("streamlit")
 pytest.importorskip("plotly")
 
 import streamlit as st
+import torch
+from safetensors.torch import save_file
 from streamlit.testing.v1 import AppTest
 from streamlit.util import calc_hash
 
 import app
 import workbench as wb
 from app import jobs, models, registry
+from app.components.both_models import sink_mass_figure
 from app.components.result_view import stock_twin
 from app.components.text import plain
 from app.views.playground import file_text
 from tests.probes.figures.planted import planted_result
 from workbench.discovery import find_probe, load_probes
 from workbench.errors import ModelError
+from workbench.generation import compare_generation
 from workbench.interventions.files import from_content
+from workbench.interventions.mean_heads import MeanHeads
 from workbench.interventions.zerotuning import ZeroTuning
 from workbench.models.names import demo_folder
 from workbench.result import Result
@@ -353,6 +358,70 @@ def test_the_playground_writes_both_continuations():
     rows = tab.dataframe[0].value
     assert len(rows) == 4
     assert (rows["p stock"].astype(float) > 0).all()
+    # Every token under both models, and the attention to the first token, as ``--compare`` gives them.
+    wanted = compare_generation(
+        wb.load("demo"), tab.text_area[0].value, wb.ZeroTuning(0.05), max_new_tokens=4
+    )
+    for table, path in zip(tab.dataframe[1:3], (wanted.stock, wanted.edited), strict=True):
+        for name, values in (
+            ("p stock", path.probability_stock),
+            ("p change", path.probability_edited - path.probability_stock),
+            ("entropy edited", path.entropy_edited),
+            ("entropy change", path.entropy_edited - path.entropy_stock),
+        ):
+            shown = table.value[name].astype(float)
+            np.testing.assert_allclose(shown, values, atol=6e-4)
+    masses = tab.session_state["play found"][-1]
+    np.testing.assert_allclose(masses[0], wanted.sink_mass_stock, atol=1e-6)
+    np.testing.assert_allclose(masses[1], wanted.sink_mass_edited, atol=1e-6)
+    figure = sink_mass_figure(*(mass.numpy() for mass in masses))
+    assert [list(bar.y) for bar in figure.data] == [mass.tolist() for mass in masses]
+    charts = [json.loads(chart.proto.spec) for chart in tab.get("plotly_chart")]
+    assert any("attention to the first token (share)" in json.dumps(chart) for chart in charts)
+
+
+@needs_demo
+def test_the_playground_takes_a_steering_vector_from_a_file(tmp_path):
+    tab = open_page("playground", intervention="add-vector", tokens="2")
+    assert "add-vector needs vector" in told(tab)
+    boxes = {box.label: box for box in [*tab.selectbox, *tab.text_input, *tab.number_input]}
+    assert boxes["site"].value == "L2.resid_post"
+    assert boxes["scale"].value == 1.0
+    file, vector = tmp_path / "v.safetensors", torch.linspace(-1.0, 1.0, 128)
+    save_file({"vector": vector}, file)
+    boxes["site"].set_value("L1.resid_pre")
+    boxes["scale"].set_value(3.0)
+    boxes["vector (a file)"].set_value(str(file)).run()
+    next(button for button in tab.button if button.label == "Generate both").click().run()
+    assert not tab.exception
+    assert not tab.error
+    (stock, edited), *_ = tab.session_state["play found"]
+    model, prompt = wb.load("demo"), tab.text_area[0].value
+    with model.edit(wb.AddVector("L1.resid_pre", vector, 3.0)):
+        assert edited.text == model.generate(prompt, max_new_tokens=2, do_sample=False)
+    assert edited.probability[0] != stock.probability[0]
+    assert dict(tab.query_params)["site"] == "L1.resid_pre"
+    again = open_page("playground", **dict(tab.query_params))
+    assert next(box.value for box in again.number_input if box.label == "scale") == 3.0
+    boxes["vector (a file)"].set_value(str(tmp_path / "no.safetensors")).run()
+    next(button for button in tab.button if button.label == "Generate both").click().run()
+    assert "no.safetensors: no such file" in told(tab)
+
+
+@needs_demo
+def test_the_playground_takes_means_of_heads_from_a_file(tmp_path):
+    file = tmp_path / "m.safetensors"
+    save_file({"mean": torch.ones(2, 32)}, file)
+    query = {"intervention": "mean-heads", "tokens": "2", "heads": "L0H1,L2H3"}
+    assert "mean-heads needs mean" in told(open_page("playground", **query))
+    tab = open_page("playground", **query, mean=str(file))
+    next(button for button in tab.button if button.label == "Generate both").click().run()
+    assert not tab.error
+    (_, edited), *_ = tab.session_state["play found"]
+    model = wb.load("demo")
+    with model.edit(MeanHeads(((0, 1), (2, 3)), torch.ones(2, 32))):
+        wanted = model.generate(tab.text_area[0].value, max_new_tokens=2, do_sample=False)
+    assert edited.text == wanted
 
 
 def test_a_choice_that_comes_with_an_old_url_does_not_undo_the_last_one(full):

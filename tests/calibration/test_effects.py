@@ -3,18 +3,16 @@
 import pytest
 import torch
 
+import workbench as wb
 from tests.calibration.asked import EDITS, questions, with_heads
-from tests.zoo import padded, random_tokens
-from workbench.calibration.effects import (
-    Answers,
-    Residuals,
-    Work,
-    answers_of_rows,
-    prepare,
-    stock_answers,
-)
-from workbench.calibration.one_head import OneHeadARow
-from workbench.evaluation.scoring import Encoded
+from tests.zoo import padded, random_tokens, tiny_model
+from workbench.calibration.effects import Answers, Work, stock_answers
+from workbench.calibration.later_rows import LaterRows
+from workbench.calibration.one_head import OneHeadARow, WholeRows
+from workbench.calibration.prepared import Kept, prepare
+from workbench.evaluation.scoring import Encoded, pad_left
+from workbench.interventions.act import ACT, DampedMass
+from workbench.models.base import Site
 
 
 @pytest.mark.parametrize("name", EDITS)
@@ -33,20 +31,87 @@ def test_each_row_sees_its_own_head(model, name):
         assert (together - stock).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("name", EDITS)
-def test_answers_of_rows_equal_whole_passes(model, name):
-    asked = questions()
-    prepared = prepare(model, asked, None, Work())
-    rows = [(0, 1), (0, 2), (5, 0), (9, 3)]
+CASES = [("llama", name) for name in EDITS] + [
+    (family, name)
+    for family in ("gpt2", "gemma2", "gpt_oss", "gpt_neox", "mistral", "phi3", "olmo2")
+    for name in ("act", "zerotuning")
+]
+
+
+def equal_to_whole_passes(model, asked, name, found, rows, layer):
+    for index, (question, head) in enumerate(rows):
+        with model.edit(with_heads(EDITS[name], layer, head)):
+            alone = stock_answers(model, [asked[question]], 1, Work())
+        assert found.margin[index] == pytest.approx(float(alone.margin), abs=1e-4)
+        assert found.entropy[index] == pytest.approx(float(alone.entropy), abs=1e-4)
+
+
+@pytest.mark.parametrize(("family", "name"), CASES)
+def test_answers_of_later_rows_equal_whole_passes(family, name):
+    model, asked = wb.wrap(tiny_model(family)), questions()
+    prepared = prepare(model, asked, EDITS[name], (0, 1), Work())
+    assert isinstance(prepared.rows, LaterRows)
+    rows = [(0, 1), (5, 0), (0, 2), (9, 3), (3, 1)]
+    moved = 0.0
     for layer in (0, 1):
+        found = prepared.rows.answers(layer, rows, 2, Work())
+        equal_to_whole_passes(model, asked, name, found, rows, layer)
+        before = prepared.stock.margin[[question for question, _ in rows]]
+        moved = max(moved, float((found.margin - before).abs().max()))
+    assert moved > 1e-3
+    stock = stock_answers(model, asked, 4, Work())
+    torch.testing.assert_close(prepared.stock.margin, stock.margin, rtol=0, atol=1e-4)
+
+
+def test_models_that_are_edited_already_run_whole_passes(model):
+    asked, rows = questions(4), [(0, 1), (3, 2)]
+    with model.edit(wb.ZeroTuning(2.0)):
+        prepared = prepare(model, asked, EDITS["act"], (0, 1), Work())
+        assert isinstance(prepared.rows, WholeRows)
         work = Work()
-        found = answers_of_rows(model, prepared, EDITS[name], layer, rows, work)
-        assert work.layer_forwards == len(rows) * (2 - layer)
-        for index, (question, head) in enumerate(rows):
-            with model.edit(with_heads(EDITS[name], layer, head)):
-                alone = stock_answers(model, [asked[question]], 1, Work())
-            assert found.margin[index] == pytest.approx(float(alone.margin), abs=1e-4)
-            assert found.entropy[index] == pytest.approx(float(alone.entropy), abs=1e-4)
+        found = prepared.rows.answers(1, rows, 8, work)
+        assert work.layer_forwards == len(rows) * 2
+        equal_to_whole_passes(model, asked, "act", found, rows, 1)
+
+
+def test_a_head_is_touched_where_it_changes_what_the_answer_is_made_of(model):
+    act, asked = ACT(2.2, 0.4), questions(30, 12)
+    prepared = prepare(model, asked, act, (0, 1), Work())
+    changed = torch.zeros(2, len(asked), 4, dtype=torch.bool)
+    stock = stock_answers(model, asked, 8, Work()).margin
+    for layer in (0, 1):
+        for head in range(4):
+            with model.edit(with_heads(act, layer, head)):
+                after = stock_answers(model, asked, 8, Work()).margin
+            changed[layer, :, head] = (after - stock).abs() > 2e-5
+    assert bool(prepared.touched[changed].all())
+    assert (prepared.touched & ~changed).float().mean() < 0.03  # a change too small to be seen
+    # In the last block a sink that the last position does not damp changes no answer.
+    tokens, mask = pad_left([item.prompt for item in asked])
+    site = Site("pattern", 1)
+    damped = model.capture(tokens, [site], DampedMass(act), attention_mask=mask)[site] > 0
+    assert bool(damped[prepared.touched[1]].all())
+    assert bool((damped & ~prepared.touched[1]).any())
+
+
+def test_a_row_costs_the_positions_behind_its_first_change_and_the_parts_that_are_run():
+    model = wb.wrap(tiny_model("gpt2", n_layer=4))
+    asked = [Encoded(tuple(range(10)), ((3,), (4,)), 0)]
+    rows = prepare(model, asked, EDITS["zerotuning"], range(4), Work()).rows
+    # Of the 12 d^2 entries of a block, queries, keys and values have 3, the output 1 and the MLP 8.
+    for layer, first in ((0, 4), (1, 4), (2, 0)):
+        changed = torch.zeros(1, 10, 4, dtype=torch.bool)
+        changed[:, first:, 2] = True
+        given = LaterRows(model, asked, rows.mask, {**rows.parts, ("changed", layer): changed})
+        work = Work()
+        given.answers(layer, [(0, 2)], 8, work)
+        share = (10 - first) / 10
+        whole = (9 / 12 + (2 - layer) + 3 / 12) * share + 9 / 12 * 1 / 10
+        assert work.layer_forwards == pytest.approx(whole)
+    work = Work()
+    rows.answers(3, [(0, 2), (0, 1)], 8, work)
+    assert work.layer_forwards == pytest.approx(2 * 9 / 12 / 10)
+    assert model.shares(0).behind == model.shares(3).unread == pytest.approx(9 / 12)
 
 
 def test_answers_are_margins_and_entropies_worked_by_hand():
@@ -59,19 +124,17 @@ def test_answers_are_margins_and_entropies_worked_by_hand():
 
 
 def test_what_was_kept_serves_as_well_as_what_is_made_anew(model):
-    asked = questions(6)
-    rows = [4, 1, 5]
-    whole, alone = Residuals(model, asked), Residuals(model, asked, limit=0)
+    asked, edit = questions(6), EDITS["act"]
+    numbers = [4, 1, 5]
+    kept, anew = Kept(model, asked, edit, (0, 1)), Kept(model, asked, edit, (0, 1), room=0)
     for start in (0, 3):
         part = list(range(start, start + 3))
-        for each in (whole, alone):
-            each.keep(part, prepare(model, [asked[row] for row in part], None, Work()))
+        prepared = prepare(model, [asked[number] for number in part], edit, (0, 1), Work())
+        kept.keep(part, prepared)
+        anew.keep(part, prepared)
     spent, again = Work(), Work()
-    kept, made = whole.prepared(rows, spent), alone.prepared(rows, again)
+    found = [kept.rows(numbers, spent), anew.rows(numbers, again)]
     assert (spent.layer_forwards, again.layer_forwards) == (0, 3 * 2)
     for layer in (0, 1):
-        found = [
-            answers_of_rows(model, each, EDITS["act"], layer, [(0, 1), (2, 3)], Work()).margin
-            for each in (kept, made)
-        ]
-        torch.testing.assert_close(found[0], found[1], rtol=0, atol=1e-5)
+        margins = [each.answers(layer, [(0, 1), (2, 3)], 8, Work()).margin for each in found]
+        torch.testing.assert_close(margins[0], margins[1], rtol=0, atol=1e-5)

@@ -14,7 +14,8 @@ from workbench.calibration.effects import (
 )
 from workbench.calibration.race import filter_heads
 from workbench.calibration.settings import Run
-from workbench.evaluation.scoring import pad_left
+from workbench.evaluation.scoring import Settings, encode_questions, pad_left
+from workbench.evaluation.task import find_task, read_questions
 from workbench.interventions.act import ACT, DampedMass
 from workbench.models.base import Site
 
@@ -71,6 +72,24 @@ def test_the_race_keeps_the_heads_that_brute_force_keeps(seed, batch_size, reach
     assert list(race.kept()) == brute_force(model, asked, act, range(3))
     naive = (3 * 4 + 1) * len(asked) * 3
     assert work.layer_forwards < naive
+
+
+@pytest.mark.parametrize(
+    ("name", "task", "file", "n"),
+    [("demo", "agnews", "agnews_test", 24), ("models/stories260K", "sst2", "sst2_train", 12)],
+)
+def test_both_races_keep_on_real_rows_what_brute_force_keeps(shared_data, name, task, file, n):
+    model = wb.load(name if name == "demo" else str(shared_data / name))
+    rows = read_questions(find_task(task), shared_data / "tasks" / f"{file}.jsonl", n)
+    asked = encode_questions(model, rows, Settings())
+    act, layers = ACT(alpha=2.0, beta=0.0), range(model.spec.n_layers)
+    wanted = brute_force(model, asked, act, layers)
+    assert wanted  # there is something to keep
+    for reach in (None, 2.0):
+        race, _, work = filter_heads(model, asked, act, layers, Run(64), reach=reach, probes=8)
+        assert list(race.kept()) == wanted
+        n_heads = model.spec.n_layers * model.spec.n_heads
+        assert work.layer_forwards < (n_heads + 1) * len(asked) * model.spec.n_layers / 2
 
 
 def with_far_margins(model, n, n_near):

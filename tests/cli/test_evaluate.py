@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+from workbench.models.huggingface import HuggingFaceModel
+
 
 @pytest.fixture
 def questions(tmp_path):
@@ -104,11 +106,50 @@ def test_a_calibration_writes_a_file_that_evaluate_takes(command, questions, tmp
     assert found.json["n"] == 12
     assert found.json["seen_in_calibration"] == 9  # the table's quarter apart
     assert "9 of the 12 questions chose this intervention" in found.err
+    written = command(
+        "generate", "--model", "demo", "--prompt", "Monday, Tuesday,", "--max-new-tokens", "2",
+        "--intervention", file, "--compare", "--json",
+    )  # fmt: skip
+    assert written.code == 0
+    masses = written.json["comparison"]["sink_mass"]
+    assert (masses["stock"] != masses["edited"]) == bool(content["heads"])
     content["layers"] = 5
     file.write_text(json.dumps(content))
     assert command(*on(questions, "--limit", "2", "--intervention", file)).failed_with(
         "layers is 5"
     )
+
+
+@pytest.mark.parametrize("method", ["act", "zerotuning"])
+def test_a_calibration_steps_back_where_memory_does_not_suffice(
+    command, questions, tmp_path, monkeypatch, method
+):
+    few = "skip_first_layers=1" if method == "act" else "objective=entropy"
+    arguments = (
+        "calibrate", method, "--model", "demo", "--data", questions, "--task", "sst2", "--set", few,
+    )  # fmt: skip
+    whole, small = tmp_path / "whole.json", tmp_path / "small.json"
+    assert command(*arguments, "-o", whole).code == 0
+    most = 2
+    for name in ("logits", "continue_from"):
+        given = getattr(HuggingFaceModel, name)
+
+        def limited(self, first, *rest, given=given, **named):
+            rows = rest[0] if isinstance(first, int) else first
+            if len(rows) > most:
+                raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried a lot")
+            return given(self, first, *rest, **named)
+
+        monkeypatch.setattr(HuggingFaceModel, name, limited)
+    done = command(*arguments, "-o", small)
+    assert done.code == 0
+    assert "memory did not suffice; going on with" in done.err
+    wanted, found = (json.loads(path.read_text()) for path in (whole, small))
+    assert found["heads"] == wanted["heads"]
+    for row, metrics in wanted["calibration"]["table"].items():
+        assert found["calibration"]["table"][row] == pytest.approx(metrics, abs=1e-5)
+    failed = command(*arguments, "-o", small, "--batch-size", "8")
+    assert failed.failed_with("lower --batch-size")  # a size that was given is kept
 
 
 def test_what_cannot_be_calibrated_is_said_in_one_line(command, questions, tmp_path):

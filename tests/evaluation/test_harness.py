@@ -9,7 +9,7 @@ import workbench as wb
 from workbench.errors import DataError
 from workbench.evaluation.evaluate import evaluate
 from workbench.evaluation.scoring import Settings
-from workbench.evaluation.task import read_questions, task_from
+from workbench.evaluation.task import find_task, read_questions, task_from
 
 lm_eval = pytest.importorskip("lm_eval", reason="the extra lm_eval is not installed")
 
@@ -98,6 +98,56 @@ def test_the_adapter_lets_the_harness_see_the_model_as_it_is(model, run, edit):
     torch.testing.assert_close(torch.tensor(scores), torch.tensor(wanted), rtol=0, atol=1e-4)
     if edit:
         assert (torch.tensor(wanted) - torch.tensor(our_scores(model))).abs().max() > 1e-3
+
+
+SST2 = """task: ours
+dataset_path: json
+dataset_kwargs:
+  data_files:
+    test: {path}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "Review: {{{{text}}}}\\nSentiment:"
+doc_to_choice: ["negative", "positive"]
+doc_to_target: label
+metric_list:
+  - metric: acc
+"""
+
+
+@pytest.mark.parametrize("edit", [None, wb.ZeroTuning(4.0)], ids=["stock", "edited"])
+@pytest.mark.parametrize("name", ["demo", "models/stories260K"])
+def test_accuracy_on_real_rows_is_the_harness_accuracy(shared_data, tmp_path, name, edit):
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    from workbench.evaluation.harness import HarnessModel
+
+    model = wb.load(name if name == "demo" else str(shared_data / name))
+    path = tmp_path / "rows.jsonl"
+    rows = (shared_data / "tasks" / "sst2_test.jsonl").read_text("utf-8").splitlines()[:40]
+    path.write_text("\n".join(rows) + "\n")
+    (tmp_path / "ours.yaml").write_text(SST2.format(path=path))
+    found = evaluate(
+        model, find_task("sst2"), read_questions(find_task("sst2"), path), edit,
+        Settings("loglikelihood", max_new_tokens=1),
+    )  # fmt: skip
+    manager = TaskManager(include_path=str(tmp_path), include_defaults=False)
+    with model.edit(*([edit] if edit else [])):
+        if edit:  # the harness's own model knows no edit
+            lm = HarnessModel(model, batch_size=8)
+        else:
+            lm = HFLM(pretrained=model.model, tokenizer=model.tokenizer, device="cpu", batch_size=8)
+        theirs = lm_eval.simple_evaluate(
+            lm, tasks=["ours"], task_manager=manager, bootstrap_iters=0, log_samples=True
+        )
+    samples = sorted(theirs["samples"]["ours"], key=lambda sample: sample["doc_id"])
+    scores = [[float(pair[0]) for pair in sample["filtered_resps"]] for sample in samples]
+    torch.testing.assert_close(
+        torch.tensor(scores), torch.tensor(found.scored.scores), rtol=0, atol=2e-4
+    )
+    assert theirs["results"]["ours"]["acc,none"] == pytest.approx(found.metrics()["label_accuracy"])
+    assert 0.3 < found.metrics()["label_accuracy"] < 0.7  # chance on this task: not all one answer
 
 
 def test_texts_are_continued_up_to_the_stop_string_and_rolled_over_windows(model):

@@ -6,7 +6,13 @@ import torch
 import workbench as wb
 from workbench.errors import CapabilityError, ConfigError, DataError
 from workbench.evaluation.evaluate import evaluate
-from workbench.evaluation.scoring import Settings, encode_questions, read_answer, score
+from workbench.evaluation.scoring import (
+    Settings,
+    encode_questions,
+    largest_batch,
+    read_answer,
+    score,
+)
 from workbench.evaluation.task import Question, find_task
 
 QUESTIONS = [
@@ -93,6 +99,49 @@ def test_an_edit_moves_the_scores_and_the_stock_model_stays(model):
         edited = evaluate(model, find_task("sst2"), QUESTIONS, None, settings)
     assert edited.scored == evaluation.scored
     assert [row["stock_parsed"] for row in evaluation.rows()] == list(plain.scored.parsed)
+
+
+def plant(monkeypatch, model, most):
+    """Let the model hold ``most`` prompts at a time; returns the sizes of the passes it was asked for."""
+    seen = []
+    for name in ("logits", "generate"):
+        whole = getattr(type(model), name)
+
+        def limited(self, tokens, *rest, whole=whole, **named):
+            seen.append(len(tokens))
+            if len(tokens) > most:
+                raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried a lot")
+            return whole(self, tokens, *rest, **named)
+
+        monkeypatch.setattr(type(model), name, limited)
+    return seen
+
+
+def test_an_evaluation_steps_back_where_memory_does_not_suffice(model, monkeypatch):
+    asked = [Question(f"{item.prompt} {n}", item.labels, 0) for n in range(3) for item in QUESTIONS]
+    task, edit, told = find_task("sst2"), wb.ZeroTuning(3.0), []
+    whole = evaluate(model, task, asked, edit, Settings(batch_size=9))
+    seen = plant(monkeypatch, model, 2)
+    found = evaluate(model, task, asked, edit, Settings(report=told.append))
+    assert found.metrics() == pytest.approx(whole.metrics(), abs=1e-5)
+    assert found.stock.metrics() == pytest.approx(whole.stock.metrics(), abs=1e-5)
+    assert seen[0] == len(asked)  # all at once is tried first: memory seemed to suffice
+    assert seen[1:3] == [4, 2]
+    assert "going on with 2 prompts" in told[-1]
+    with pytest.raises(RuntimeError, match="allocate memory"):  # a size that was given is kept
+        evaluate(model, task, asked, edit, Settings(batch_size=9))
+
+
+def test_the_automatic_batch_is_what_fits_into_half_of_the_free_memory(model, monkeypatch):
+    encoded = encode_questions(model, QUESTIONS, Settings())
+    longest = max(len(item.prompt) for item in encoded) + 5
+    spec = model.spec
+    each = 4 * longest * (16 * spec.d_model + 4 * spec.d_mlp + spec.d_vocab)
+    for free, size in ((2 * 2 * each, 2), (2 * 5 * each, 4), (0, 1)):
+        monkeypatch.setattr(
+            "workbench.models.memory.free_memory_bytes", lambda device, free=free: free
+        )
+        assert largest_batch(model, encoded, Settings()) == size
 
 
 def test_rows_are_told_by_where_they_stand(model):

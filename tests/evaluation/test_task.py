@@ -29,6 +29,24 @@ def test_the_tasks_that_come_along_read_their_rows():
     assert question.labels[question.answer] == " yes"
 
 
+@pytest.mark.parametrize(
+    ("task", "file"),
+    [
+        ("sst2", "sst2_test"),
+        ("agnews", "agnews_test"),
+        ("boolq", "boolq_passage"),
+        ("arc", "arc_easy"),
+    ],
+)
+def test_whole_files_of_real_rows_are_read(shared_data, task, file):
+    path = shared_data / "tasks" / f"{file}.jsonl"
+    questions = read_questions(find_task(task), path)
+    assert len(questions) == len(path.read_text("utf-8").splitlines()) > 1000
+    assert len({question.answer for question in questions}) >= 2
+    assert all(len(question.labels) >= 2 for question in questions)
+    assert questions[6].where == f"line 7 of {file}.jsonl"
+
+
 def test_braces_in_a_row_stay_what_they_are():
     question = find_task("sst2").question({"text": "{label} {0}", "label": 0}, "line 1")
     assert question.prompt == "Review: {label} {0}\nSentiment:"

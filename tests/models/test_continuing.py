@@ -5,7 +5,7 @@ import torch
 
 import workbench as wb
 from tests.models.agreement import LIBRARY_WARNINGS, through_bridge, through_nnsight
-from tests.zoo import FAMILIES, padded, random_tokens, tiny_model
+from tests.zoo import ATTENTION_FAMILIES, FAMILIES, padded, random_tokens, tiny_model
 from toy_tasks.model import ToyModelConfig, make_model
 from workbench.errors import CapabilityError, ConfigError, DataError
 from workbench.interventions.add_vector import AddVector
@@ -99,6 +99,48 @@ def test_the_last_mlp_reads_what_the_last_logits_need(edited):
         assert seen == [N_POS, N_POS if edited else 2]  # an edit may look at the others
         model.continue_from(0, resid)
     assert seen[2:] == [N_POS, N_POS]
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gpt_neox", "phi3", "opt"])
+def test_the_last_attention_makes_only_keys_and_values_of_every_position(family):
+    model = wb.wrap(tiny_model(family))
+    resid, counted = resid_pre(model, 0, random_tokens(2, N_POS)), []
+    for path in filter(None, (model.family.w_q, model.family.w_o)):
+        for block in model._blocks:  # registered before the cut: sees what the module really made
+            hook = block.get_submodule(path).register_forward_hook
+            hook(lambda module, args, output: counted.append(output.shape[1]))
+    model.continue_from(0, resid, last=2)
+    n = 1 if family in ("gpt2", "gpt_neox", "phi3") else 2  # one projection makes q, k and v
+    assert counted == [N_POS] * n + [2] * n
+
+
+@pytest.mark.parametrize("last", [None, 1])
+@pytest.mark.parametrize("family", ATTENTION_FAMILIES)
+def test_an_attention_whose_z_is_given_is_not_run(family, last):
+    model, edit = wb.wrap(tiny_model(family)), ZeroHeads(((0, 2), (1, 1)))
+    tokens, mask = padded(random_tokens(2, N_POS), [N_POS, 6], "left")
+    sites = [Site(name, layer) for name in ("resid_pre", "z") for layer in (0, 1)]
+    for edits in ([], [edit]):
+        with model.edit(*edits):
+            found = model.capture(tokens, sites, attention_mask=mask)
+            whole = model.logits(tokens, mask, last=last)
+            for layer in (0, 1):
+                block = model._blocks[layer]
+                w_o = block.get_submodule(model.family.w_o)
+                others = block.get_submodule(model.family.attn).children()
+                hooks = [
+                    part.register_forward_pre_hook(lambda *_: 1 / 0)
+                    for part in others
+                    if part is not w_o and not isinstance(part, torch.nn.Dropout)
+                ]
+                resid, z = found[Site("resid_pre", layer)], found[Site("z", layer)]
+                logits = model.continue_from(layer, resid, mask, last=last, z=z)
+                shown = slice(None) if last else mask.bool()
+                torch.testing.assert_close(logits[shown], whole[shown], rtol=0, atol=2e-5)
+                with pytest.raises(ZeroDivisionError):  # the hooks would tell
+                    model.continue_from(layer, resid, mask)
+                for hook in hooks:
+                    hook.remove()
 
 
 @pytest.mark.parametrize("family", [*FAMILIES, "toy"])

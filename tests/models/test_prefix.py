@@ -76,6 +76,29 @@ def test_no_graph_is_kept():
         assert not layer.values.requires_grad
 
 
+@pytest.mark.parametrize("n_before", [3, 8])
+@pytest.mark.parametrize("family", ATTENTION_FAMILIES)
+def test_kept_keys_and_values_serve_prompts_that_are_padded_on_the_left(family, n_before):
+    model = wb.wrap(tiny_model(family))
+    # The second prompt begins behind the first columns, the last one behind all of the prefix.
+    tokens, mask = padded(random_tokens(3, N_POS), [N_POS, 10, 4], "left")
+    names = ("resid_pre", "k", "v", "z")
+    sites = [Site(name, layer) for name in names for layer in (0, 1)]
+    found = model.capture(tokens, sites, attention_mask=mask)
+    heads_first = [[found[Site(name, n)].transpose(1, 2) for name in "kv"] for n in (0, 1)]
+    kept = [(k[:, :, :n_before], v[:, :, :n_before]) for k, v in heads_first]
+    whole = model.logits(tokens, mask, last=1)
+    prefix = model.kept_prefix(kept, mask[:, :n_before])
+    rows = torch.tensor([2, 0, 1, 2])
+    for layer in (0, 1):
+        resid, z = (found[Site(name, layer)][rows, n_before:] for name in ("resid_pre", "z"))
+        for given in ({}, {"z": z}):
+            logits = model.continue_from(
+                layer, resid, mask[rows, n_before:], last=1, prefix=prefix.select(rows), **given
+            )
+            torch.testing.assert_close(logits, whole[rows], rtol=0, atol=2e-5)
+
+
 def test_what_cannot_have_a_prefix_is_refused_by_name():
     mamba = wb.wrap(tiny_model("mamba"))
     with pytest.raises(CapabilityError, match=r"unedited model.*\(mamba\) has none"):

@@ -1,6 +1,6 @@
 """Each row of a batch under an intervention on a head of its own, in one forward pass."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,7 +10,9 @@ from torch import Tensor
 
 from workbench.attention.edits import AttentionCall, AttentionEdit, Edit, TiledCall
 from workbench.attention.streaming import PatternBlock
-from workbench.models.base import ModelSpec
+from workbench.calibration.effects import Answers, Work
+from workbench.evaluation.scoring import Encoded, pad_left
+from workbench.models.base import ModelAdapter, ModelSpec
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +32,30 @@ class OneHeadARow:
         edits = replace(self.intervention, heads=heads).plan(spec)
         chosen = torch.nn.functional.one_hot(self.head, spec.n_heads).bool()
         return [_where(chosen, edit) for edit in edits if isinstance(edit, AttentionEdit)]
+
+
+@dataclass(frozen=True)
+class WholeRows:
+    """Some questions whose rows are whole passes, as every backend runs them."""
+
+    model: ModelAdapter
+    questions: Sequence[Encoded]
+    intervention: Any
+
+    def answers(
+        self, layer: int, rows: Sequence[tuple[int, int]], batch_size: int, work: Work
+    ) -> Answers:
+        """The answers of (question, head) rows, each under the intervention on its head of a layer."""
+        found = []
+        for start in range(0, len(rows), batch_size):
+            part = rows[start : start + batch_size]
+            asked = [self.questions[question] for question, _ in part]
+            tokens, mask = pad_left([item.prompt for item in asked])
+            heads = torch.tensor([head for _, head in part])
+            with self.model.edit(OneHeadARow(self.intervention, layer, heads)):
+                found.append(Answers.of(self.model.logits(tokens, mask, last=1)[:, 0], asked))
+            work.layer_forwards += len(part) * self.model.spec.n_layers
+        return Answers.joined(found)
 
 
 def _where(chosen: Bool[Tensor, "batch head"], edit: AttentionEdit) -> AttentionEdit:

@@ -18,14 +18,15 @@ from workbench.evaluation.seen import prompt_hash
 from workbench.evaluation.task import Question
 from workbench.models.base import ModelAdapter
 
-SHARES = (0.5, 0.25)
-"""Of the rows for ``profile`` and ``validation``; the rest is ``test``."""
 MIN_ROWS = 8
 
 
 @dataclass(frozen=True)
 class Splits:
-    """Questions for choosing heads, for choosing settings, and for the table; no prompt in two."""
+    """Questions for choosing heads, for choosing settings, and for the table; no prompt in two.
+
+    Where there are no settings to choose, ``validation`` is empty.
+    """
 
     profile: list[Question]
     validation: list[Question]
@@ -48,9 +49,20 @@ class EncodedParts:
     validation: list[Encoded]
     test: list[Encoded]
 
+    def every(self) -> list[Encoded]:
+        """All of them."""
+        return [*self.profile, *self.validation, *self.test]
 
-def split(questions: Sequence[Question], seed: int) -> Splits:
+
+def split(
+    questions: Sequence[Question], seed: int, shares: tuple[float, float] = (0.5, 0.25)
+) -> Splits:
     """Part the questions at random; the same prompt is never in two parts.
+
+    Args:
+        questions: In their order; of those with one prompt the first counts.
+        seed: Of the order.
+        shares: Of the different questions for ``profile`` and ``validation``; the rest is ``test``.
 
     Raises:
         DataError: Too few different questions.
@@ -62,8 +74,8 @@ def split(questions: Sequence[Question], seed: int) -> Splits:
             f"apart; got {len(different)}; give more rows"
         )
     order = torch.randperm(len(different), generator=torch.Generator().manual_seed(seed)).tolist()
-    first = round(len(order) * SHARES[0])
-    second = first + round(len(order) * SHARES[1])
+    first = round(len(order) * shares[0])
+    second = first + round(len(order) * shares[1])
     profile, validation, test = (
         [different[index] for index in part]
         for part in (order[:first], order[first:second], order[second:])
@@ -71,14 +83,21 @@ def split(questions: Sequence[Question], seed: int) -> Splits:
     return Splits(profile, validation, test, n_repeated=len(questions) - len(different))
 
 
-def encode_parts(model: ModelAdapter, splits: Splits) -> EncodedParts:
+def encode_parts(model: ModelAdapter, splits: Splits, *, validates: bool = True) -> EncodedParts:
     """Tokenise every part, before any of them is run.
+
+    Args:
+        model: With the tokenizer.
+        splits: The parts.
+        validates: Whether settings are chosen, which takes a part of its own.
 
     Raises:
         DataError: A part is empty, or a row cannot be scored; its place is told.
     """
     parts = {name: getattr(splits, name) for name in ("profile", "validation", "test")}
-    empty = [name for name, part in parts.items() if not part]
+    empty = [
+        name for name, part in parts.items() if not part and (validates or name != "validation")
+    ]
     if empty:
         raise DataError(
             f"every part of a calibration must have questions; {empty[0]} is empty; give more rows"

@@ -16,8 +16,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from workbench.calibration.effects import Answers, Work, answers_of_rows, prepare, stock_answers
+from workbench.calibration.effects import Answers, Work
 from workbench.calibration.gradient import gradient_profile
+from workbench.calibration.prepared import prepare
 from workbench.calibration.settings import Run, ZeroTuningCalibration
 from workbench.errors import ConfigError
 from workbench.evaluation.scoring import Encoded
@@ -103,20 +104,18 @@ def finite_profile(
     work: Work,
 ) -> Float[Tensor, " measured"]:
     """Change of the objective under ``probe_gamma`` on each head alone; above 0: up-effective."""
-    stock = stock_answers(model, questions, run.batch_size, work)
     change = torch.zeros(len(heads), dtype=torch.float64)
     for start in range(0, len(questions), run.batch_size):
         batch = questions[start : start + run.batch_size]
         part = run.piece(
-            f"profile-{start}", partial(_batch_profile, model, batch, heads, config, run.batch_size)
+            f"profile-heads-{start}",
+            partial(_batch_profile, model, batch, heads, config, run.batch_size),
         )
-        before = Answers(
-            stock.margin[start : start + len(batch)], stock.entropy[start : start + len(batch)]
-        )
+        before = Answers(part["stock_margin"], part["stock_entropy"])
         after = Answers(part["margin"], part["entropy"])
         difference = _values(after, config.objective) - _values(before, config.objective)
         change += difference.double().sum(dim=-1)
-        work.layer_forwards += int(part["work"])
+        work.layer_forwards += float(part["work"])
         run.progress(start + len(batch), len(questions))
     sign = 1.0 if config.probe_gamma > 1.0 else -1.0
     return (sign * change / len(questions)).float()
@@ -136,22 +135,32 @@ def _batch_profile(
     config: ZeroTuningCalibration,
     batch_size: int,
 ) -> dict[str, Tensor]:
-    """Margin and entropy ``[head question]`` with each head alone under the probe."""
-    work = Work()
-    prepared = prepare(model, batch, None, work)
+    """Margin and entropy ``[head question]`` with each head alone under the probe, and without."""
+    work, layers = Work(), sorted({layer for layer, _ in heads})
     intervention = ZeroTuning(config.probe_gamma, mode=config.mode)
-    margin = torch.zeros(len(heads), len(batch))
-    entropy = torch.zeros(len(heads), len(batch))
-    for layer in sorted({layer for layer, _ in heads}):
+    prepared = prepare(model, batch, intervention, layers, work)
+    stock = prepared.stock
+    margin, entropy = stock.margin.repeat(len(heads), 1), stock.entropy.repeat(len(heads), 1)
+    for layer in layers:
         here = [place for place, head in enumerate(heads) if head[0] == layer]
-        rows = [(question, place) for place in here for question in range(len(batch))]
-        for start in range(0, len(rows), batch_size):
-            part = rows[start : start + batch_size]
-            pairs = [(question, heads[place][1]) for question, place in part]
-            found = answers_of_rows(model, prepared, intervention, layer, pairs, work)
-            question, place = torch.tensor(part).T
+        rows = [
+            (question, place)
+            for place in here
+            for question in range(len(batch))
+            if prepared.touched[layer, question, heads[place][1]]
+        ]
+        if rows:
+            pairs = [(question, heads[place][1]) for question, place in rows]
+            found = prepared.rows.answers(layer, pairs, batch_size, work)
+            question, place = torch.tensor(rows).T
             margin[place, question], entropy[place, question] = found.margin, found.entropy
-    return {"margin": margin, "entropy": entropy, "work": torch.tensor(work.layer_forwards)}
+    return {
+        "margin": margin,
+        "entropy": entropy,
+        "stock_margin": stock.margin,
+        "stock_entropy": stock.entropy,
+        "work": torch.tensor(work.layer_forwards, dtype=torch.float64),
+    }
 
 
 def dominant_heads(effect: Float[Tensor, "layer head"], share: float) -> tuple[bool, Heads]:

@@ -2,8 +2,8 @@
 
 The search that this stands in for runs every head on every question on whole passes. Here
 
-* one pass a question gives the stock answer, the residual stream in front of each block (kept while
-  memory lasts: a head's pass begins at its own block) and the heads that have a sink to damp;
+* one pass a question gives the stock answer and all that a head's pass goes on from (kept while memory
+  lasts): it begins behind the attention of its own block, at the first position with a sink to damp;
 * a head without a sink to damp in a question leaves its answer as it is: that row is not run;
 * wrong answers come first: a head that mends none of them is out;
 * then right answers: a head is out as soon as it has spoiled as many as it mended.
@@ -25,19 +25,16 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from workbench.calibration.effects import (
-    Answers,
-    Residuals,
-    Work,
-    answers_of_rows,
-    prepare,
-)
+from workbench.calibration.effects import Work
+from workbench.calibration.prepared import Kept, prepare
 from workbench.calibration.settings import Run
 from workbench.evaluation.scoring import Encoded
 from workbench.interventions.act import ACT, DampedMass
 from workbench.models.base import ModelAdapter
 
 Head = tuple[int, int]
+STEP = 16
+"""Questions after which heads that are done leave the race; a forward pass may hold more rows."""
 LEAST = 2
 """Questions for every probe; with fewer, probes cost what they save, and the race is the exact one."""
 
@@ -90,11 +87,8 @@ class Race:
 class Field:
     """What a race is run on."""
 
-    model: ModelAdapter
-    questions: Sequence[Encoded]
-    intervention: ACT
     stock: Stock
-    residuals: Residuals
+    kept: Kept
     batch_size: int
 
 
@@ -102,7 +96,7 @@ def filter_heads(
     model: ModelAdapter,
     questions: Sequence[Encoded],
     intervention: ACT,
-    layers: Iterable[int],
+    layers: Sequence[int],
     run: Run,
     *,
     reach: float | None = 2.0,
@@ -120,67 +114,51 @@ def filter_heads(
         probes: Rows a head must have run on before it can be done by its margins.
     """
     work, spec = Work(), model.spec
-    residuals = Residuals(model, questions)
-    stock = _survey(model, questions, intervention, residuals, run, work)
-    field = Field(model, questions, intervention, stock, residuals, run.batch_size)
+    kept = Kept(model, questions, intervention, layers)
+    stock = _survey(kept, run, work)
+    field = Field(stock, kept, run.batch_size)
     heads = [(layer, head) for layer in layers for head in range(spec.n_heads)]
     race = Race.of(heads, spec.n_layers, spec.n_heads)
     n_done, total = len(questions), 2 * len(questions)
     if reach is None or len(questions) < LEAST * probes:
         reach, probes = float("inf"), 0
     for name, rows in _waves(stock.margin, probes):
-        for start in range(0, len(rows), run.batch_size):
-            batch = rows[start : start + run.batch_size]
+        for start in range(0, len(rows), STEP):
+            batch = rows[start : start + STEP]
             pairs = _pairs(race, stock, batch, (reach, probes), spoiling=name == "right")
             if pairs:
-                part = run.piece(f"act-{name}-{start}", partial(_run_pairs, field, pairs))
+                part = run.piece(f"act-rows-{name}-{start}", partial(_run_pairs, field, pairs))
                 race.add(part)
-                work.layer_forwards += int(part["work"])
+                work.layer_forwards += float(part["work"])
             n_done += len(batch)
             run.progress(n_done, total)
     return race, stock, work
 
 
-def _survey(
-    model: ModelAdapter,
-    questions: Sequence[Encoded],
-    intervention: ACT,
-    residuals: Residuals,
-    run: Run,
-    work: Work,
-) -> Stock:
+def _survey(kept: Kept, run: Run, work: Work) -> Stock:
     """Run every question once; those of like length together."""
+    questions = kept.questions
     order = sorted(range(len(questions)), key=lambda row: len(questions[row].prompt))
     parts = []
     for start in range(0, len(order), run.batch_size):
         rows = order[start : start + run.batch_size]
-        survey = partial(_survey_batch, model, questions, rows, intervention, residuals)
-        parts.append(run.piece(f"act-stock-{start}", survey))
+        parts.append(run.piece(f"act-survey-{start}", partial(_survey_batch, kept, rows)))
         run.progress(start + len(rows), 2 * len(order))
-    work.layer_forwards += sum(int(part["work"]) for part in parts)
+    work.layer_forwards += sum(float(part["work"]) for part in parts)
     back = torch.tensor(order).argsort()
     margin = torch.cat([part["margin"] for part in parts])[back]
     return Stock(margin, torch.cat([part["touched"] for part in parts], dim=-1)[..., back])
 
 
-def _survey_batch(
-    model: ModelAdapter,
-    questions: Sequence[Encoded],
-    rows: Sequence[int],
-    intervention: ACT,
-    residuals: Residuals,
-) -> dict[str, Tensor]:
-    work, batch = Work(), [questions[row] for row in rows]
-    prepared = prepare(model, batch, DampedMass(intervention), work)
-    residuals.keep(rows, prepared)
-    last = model.spec.n_layers - 1
-    # A capture ends before the unembedding; the last block once more costs least to get there.
-    logits = model.continue_from(last, prepared.resid[last], prepared.mask, last=1)[:, 0]
-    assert prepared.touched is not None
+def _survey_batch(kept: Kept, rows: Sequence[int]) -> dict[str, Tensor]:
+    work, batch = Work(), [kept.questions[row] for row in rows]
+    touches = DampedMass(kept.intervention)
+    prepared = prepare(kept.model, batch, kept.intervention, kept.layers, work, touches)
+    kept.keep(rows, prepared)
     return {
-        "margin": Answers.of(logits.cpu(), batch).margin,
+        "margin": prepared.stock.margin,
         "touched": prepared.touched.transpose(1, 2),
-        "work": torch.tensor(work.layer_forwards + len(rows)),
+        "work": torch.tensor(work.layer_forwards, dtype=torch.float64),
     }
 
 
@@ -216,23 +194,18 @@ def _pairs(
 
 def _run_pairs(field: Field, pairs: Sequence[tuple[int, int, int]]) -> dict[str, Tensor]:
     """Run rows, each under its own head: who won, who lost, how far margins moved."""
-    work, spec = Work(), field.model.spec
-    questions = sorted({row for _, _, row in pairs})
-    prepared = field.residuals.prepared(questions, work)
-    race = Race.of((), spec.n_layers, spec.n_heads)
+    work, numbers = Work(), sorted({row for _, _, row in pairs})
+    rows = field.kept.rows(numbers, work)
+    race = Race.of((), *field.stock.touched.shape[:2])
     for layer in sorted({layer for layer, _, _ in pairs}):
         here = [(row, head) for at, head, row in pairs if at == layer]
-        for start in range(0, len(here), field.batch_size):
-            part = here[start : start + field.batch_size]
-            places = [(questions.index(row), head) for row, head in part]
-            after = answers_of_rows(
-                field.model, prepared, field.intervention, layer, places, work
-            ).margin
-            for (row, head), margin in zip(part, after.tolist(), strict=True):
-                before = float(field.stock.margin[row])
-                race.won[layer, head] += before <= 0 < margin
-                race.lost[layer, head] += margin <= 0 < before
-                race.run[layer, head] += 1
-                race.moved[layer, head] = max(float(race.moved[layer, head]), abs(margin - before))
+        places = [(numbers.index(row), head) for row, head in here]
+        after = rows.answers(layer, places, field.batch_size, work).margin
+        for (row, head), margin in zip(here, after.tolist(), strict=True):
+            before = float(field.stock.margin[row])
+            race.won[layer, head] += before <= 0 < margin
+            race.lost[layer, head] += margin <= 0 < before
+            race.run[layer, head] += 1
+            race.moved[layer, head] = max(float(race.moved[layer, head]), abs(margin - before))
     found = {"won": race.won, "lost": race.lost, "moved": race.moved, "run": race.run}
-    return {**found, "work": torch.tensor(work.layer_forwards)}
+    return {**found, "work": torch.tensor(work.layer_forwards, dtype=torch.float64)}

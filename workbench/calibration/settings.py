@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -50,6 +50,9 @@ class ZeroTuningCalibration:
         (0.25, 0.5, 0.75, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0), "gammas to choose from"
     )
 
+    shares: ClassVar[tuple[float, float]] = (0.5, 0.25)
+    """Of the questions for choosing heads, and for choosing gamma; the rest is for the table."""
+
     def __post_init__(self) -> None:
         """Refuse settings that cannot calibrate anything."""
         check_settings(self)
@@ -91,8 +94,18 @@ class ActCalibration:
         low=1.0,
     )
     probes: int = setting(48, "race=margin: rows a head runs on before it can be done", low=1)
+    take: str = setting(
+        "all",
+        "of the heads that won alone: all, or the strongest that do best together on a part of their own",
+        choices=("all", "best"),
+    )
     skip_first_layers: int = setting(2, "layers at the entry that are left alone", low=0)
     skip_last_layers: int = setting(1, "layers at the end that are left alone", low=0)
+
+    @property
+    def shares(self) -> tuple[float, float]:
+        """Of the questions for choosing heads, and for choosing how many; the rest is for the table."""
+        return (0.75, 0.0) if self.take == "all" else (0.5, 0.25)
 
     def __post_init__(self) -> None:
         """Refuse settings out of range."""
@@ -115,7 +128,7 @@ class Calibrated:
     scores: dict[str, Any]
     """What the choice went by."""
     layer_forwards: int
-    """Blocks run, one for each question."""
+    """Blocks run, one for each question; parts of blocks count as such."""
     layer_forwards_naive: int
     """Blocks that the search of one head at a time on whole passes would have run."""
 

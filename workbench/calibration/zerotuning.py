@@ -59,7 +59,7 @@ def calibrate_zerotuning(
             "validation": {str(gamma): list(value) for gamma, value in grid.items()},
             "validation_uncalibrated": list(baseline),
         },
-        layer_forwards=work.layer_forwards,
+        layer_forwards=round(work.layer_forwards),
         layer_forwards_naive=(n_whole + (len(grid) + 1) * len(parts.validation)) * n_layers,
     )
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -48,9 +49,10 @@ class CalibrateRequest:
 def calibrate_command(request: CalibrateRequest) -> None:
     """Choose heads (and gamma) on some questions, test the choice on others, write a file.
 
-    The questions are parted at random: half choose heads, a quarter chooses settings, a quarter is for
-    the table of the result, beside the uncalibrated model and as many heads drawn at random. A run that
-    was killed goes on where it was.
+    The questions are parted at random: half choose heads, a quarter chooses settings (of act, which has
+    none to choose unless take=best, three quarters choose heads), a quarter is for the table of the result,
+    beside the uncalibrated model and as many heads drawn at random. A run that was killed goes on where
+    it was.
 
     Example: workbench calibrate zerotuning --model M --data sst2_train.jsonl --task sst2 -o zt.json
     """
@@ -59,13 +61,15 @@ def calibrate_command(request: CalibrateRequest) -> None:
     given.check_output(request.output)
     config = _config(request.method, given.read_settings(request.settings))
     with reporting(request.progress) as reporter:
-        from workbench.calibration.parts import questions_hash, split
+        from workbench.calibration.parts import encode_parts, questions_hash, split
+        from workbench.calibration.prepared import largest_batch
         from workbench.calibration.settings import Run
         from workbench.evaluation.task import find_task, read_questions
+        from workbench.memory import backing_off
 
         found = find_task(request.task)
         questions = read_questions(found, request.data, request.limit)
-        splits = split(questions, request.seed)
+        splits = split(questions, request.seed, config.shares)
         loaded = _load(request)
         about = {
             "task": found.name,
@@ -74,13 +78,22 @@ def calibrate_command(request: CalibrateRequest) -> None:
             "seed": request.seed,
             **splits.about(),
         }
-        size = given.read_batch_size(request.batch_size) or 16
-        pieces = _pieces(request.store, loaded, request.method, config, about, size)
-        run = Run(size, request.seed, reporter.progress, pieces.get_or_compute)
-        calibrated = _calibrate(request.method, loaded, splits, config, run)
+        pieces = _pieces(request.store, loaded, request.method, config, about)
+
+        def attempt(size: int) -> "Calibrated":
+            run = Run(size, request.seed, reporter.progress, pieces(size).get_or_compute)
+            return _calibrate(request.method, loaded, splits, config, run)
+
+        size = given.read_batch_size(request.batch_size)
+        if size is None:
+            asked = encode_parts(loaded, splits, validates=bool(config.shares[1])).every()
+            size = largest_batch(loaded, asked)
+            calibrated = backing_off(size, attempt, len(asked), reporter.message)
+        else:
+            calibrated = attempt(size)
     document = calibrated.document(loaded.spec, about, config)
     given.write_output(request.output, (json.dumps(document, indent=1) + "\n").encode())
-    pieces.discard()
+    pieces(None).discard()
     print_json(document) if request.as_json else _show(calibrated)
     if splits.n_repeated:
         message(f"{splits.n_repeated} questions were left out: their prompt had come before")
@@ -116,9 +129,9 @@ def _calibrate(method: str, model: Any, splits: Any, config: Any, run: Any) -> "
 
 
 def _pieces(
-    store: Path | None, model: Any, method: str, config: Any, about: dict[str, Any], batch_size: int
-) -> Any:
-    """Where parts of this very calibration are kept."""
+    store: Path | None, model: Any, method: str, config: Any, about: dict[str, Any]
+) -> Callable[[int | None], Any]:
+    """Where parts of this very calibration are kept, by batch size."""
     from workbench import __version__
     from workbench.identity import weights_hash
     from workbench.provenance import content_key
@@ -135,7 +148,8 @@ def _pieces(
         "backend": model.backend,
         **about,
     }
-    return Pieces(Store(store).path, content_key(identity), f"batch_size={batch_size}")
+    path, key = Store(store).path, content_key(identity)
+    return lambda size: Pieces(path, key, f"batch_size={size}")
 
 
 def _show(calibrated: "Calibrated") -> None:
@@ -145,8 +159,8 @@ def _show(calibrated: "Calibrated") -> None:
         for name in next(iter(table.values()))
     ]
     print_table(("test part", *(name.replace("_", " ") for name in table)), rows)
-    chosen = ", ".join(f"L{layer}H{head}" for layer, head in calibrated.heads) or "none"
-    message(f"heads: {chosen}")
+    chosen = ", ".join(f"L{layer}H{head}" for layer, head in calibrated.heads)
+    message(f"heads: {chosen or 'none; nothing did better than the uncalibrated model'}")
     message(
         f"settings: {', '.join(f'{name}={value}' for name, value in calibrated.settings.items())}"
     )

@@ -122,9 +122,10 @@ def _evaluate(request: EvaluateRequest, change: Any, reporter: "Reporter") -> "E
         questions = with_examples(found, questions, solved, request.shots, request.seed)
     how = Settings(
         request.scoring,
-        given.read_batch_size(request.batch_size) or 16,
+        given.read_batch_size(request.batch_size),
         request.max_new_tokens or 5,
         reporter.progress,
+        reporter.message,
     )
     return evaluate(_load(request.model, request.chosen), found, questions, change, how)
 

@@ -1,16 +1,22 @@
 """Evaluate a model on a task, stock and under an intervention, on the same questions."""
 
-import dataclasses
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from workbench.evaluation.measures import Difference, Scored, difference
-from workbench.evaluation.scoring import Encoded, Settings, encode_questions, score
+from workbench.evaluation.scoring import (
+    Encoded,
+    Settings,
+    encode_questions,
+    largest_batch,
+    score,
+)
 from workbench.evaluation.seen import seen_in_calibration
 from workbench.evaluation.task import Question, Task
 from workbench.identity import describe_intervention
+from workbench.memory import backing_off
 from workbench.models.base import ModelAdapter
 
 
@@ -66,7 +72,7 @@ class Evaluation:
 
     def rows(self) -> list[dict[str, Any]]:
         """One row a question."""
-        names = [field.name for field in dataclasses.fields(Scored)]
+        names = [field.name for field in fields(Scored)]
         columns = [getattr(self.scored, name) for name in names]
         rows = [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
         if self.stock is not None:
@@ -98,27 +104,35 @@ def evaluate(
     encoded = encode_questions(model, questions, settings)
     with nullcontext() if intervention is None else model.edit(intervention):
         active = tuple(describe_intervention(item) for item in model.interventions)
-    total = len(encoded) * (1 if intervention is None else 2)
-    stock = None
-    if intervention is not None:
-        stock = _scored(model, encoded, settings, 0, total)
-        with model.edit(intervention):
-            scored = _scored(model, encoded, settings, len(encoded), total)
+    if settings.batch_size is not None:
+        stock, scored = _both(model, encoded, intervention, settings)
     else:
-        scored = _scored(model, encoded, settings, 0, total)
+
+        def attempt(size: int) -> tuple[Scored | None, Scored]:
+            return _both(model, encoded, intervention, replace(settings, batch_size=size))
+
+        size = largest_batch(model, encoded, settings)
+        stock, scored = backing_off(size, attempt, len(encoded), settings.report)
     spec = model.spec
     seen = 0 if intervention is None else seen_in_calibration(questions, intervention)
     about = (task.name, spec.name, spec.revision, settings.scoring)
     return Evaluation(*about, scored, stock, active, seen)
 
 
-def _scored(
-    model: ModelAdapter, encoded: Sequence[Encoded], settings: Settings, before: int, total: int
-) -> Scored:
-    def progress(done: int, _: int) -> None:
-        settings.progress(before + done, total)
+def _both(
+    model: ModelAdapter, encoded: Sequence[Encoded], intervention: Any, settings: Settings
+) -> tuple[Scored | None, Scored]:
+    """Scores of the stock model, where there is an intervention, and of the model under it."""
+    if intervention is None:
+        return None, score(model, encoded, settings)
+    n = len(encoded)
 
-    return score(model, encoded, dataclasses.replace(settings, progress=progress))
+    def half(before: int) -> Settings:
+        return replace(settings, progress=lambda done, _: settings.progress(before + done, 2 * n))
+
+    stock = score(model, encoded, half(0))
+    with model.edit(intervention):
+        return stock, score(model, encoded, half(n))
 
 
 def with_examples(

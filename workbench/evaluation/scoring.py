@@ -5,7 +5,7 @@ papers' way; the first tokens must differ) or of the whole label (``loglikelihoo
 tokens, as lm-evaluation-harness does). Prompt and label are tokenised together, as there.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from workbench.errors import CapabilityError, ConfigError, DataError
 from workbench.evaluation.measures import Scored
 from workbench.evaluation.task import Question
 from workbench.models.base import ModelAdapter
+from workbench.models.memory import fitting_batch_size
 
 SCORINGS = ("first-token", "loglikelihood")
 
@@ -35,10 +36,13 @@ class Settings:
     """How to score."""
 
     scoring: str = "first-token"
-    batch_size: int = 16
+    batch_size: int | None = None
+    """Questions at once; None: as many as memory holds."""
     max_new_tokens: int = 5
     """Tokens that the written answer may take."""
     progress: Callable[[int, int], None] = lambda done, total: None
+    report: Callable[[str], None] = lambda text: None
+    """Told when memory did not suffice, and what is done about it."""
 
     def __post_init__(self) -> None:
         if self.scoring not in SCORINGS:
@@ -61,7 +65,7 @@ def encode_questions(
         row = question.where or f"row {number}"
         item = _encode(model.tokenizer, question, row)
         encoded.append(item)
-        longest = len(item.prompt) + max(max(map(len, item.labels)), settings.max_new_tokens)
+        longest = longest_text(item, settings)
         if longest > model.spec.n_ctx:
             raise DataError(
                 f"prompt and answer must fit in n_ctx = {model.spec.n_ctx} of {model.spec.name}; "
@@ -101,22 +105,45 @@ def _encode(tokenizer: Any, question: Question, row: str) -> Encoded:
 
 def score(model: ModelAdapter, encoded: Sequence[Encoded], settings: Settings) -> Scored:
     """Score every label and let the model write its answer; active edits apply."""
-    scores: list[tuple[float, ...]] = []
-    entropy: list[float] = []
-    parsed: list[int] = []
     total = len(encoded)
-    for start in range(0, total, settings.batch_size):
-        batch = encoded[start : start + settings.batch_size]
+    scores: list[tuple[float, ...]] = [()] * total
+    entropy, parsed = [0.0] * total, [-1] * total
+    size, done = settings.batch_size or largest_batch(model, encoded, settings), 0
+    for numbers in of_like_length(encoded, size):
+        batch = [encoded[number] for number in numbers]
         log_probs = next_token(model, batch)
-        entropy += [float(-(row.exp() * row).sum()) for row in log_probs.double()]
         if settings.scoring == "first-token":
-            scores += first_token_scores(log_probs, batch)
+            found = first_token_scores(log_probs, batch)
         else:
-            scores += loglikelihoods(model, batch, log_probs)
-        parsed += write_answers(model, batch, settings.max_new_tokens)
-        settings.progress(min(start + settings.batch_size, total), total)
+            found = loglikelihoods(model, batch, log_probs)
+        written = write_answers(model, batch, settings.max_new_tokens)
+        for number, row, label_scores, answer in zip(
+            numbers, log_probs.double(), found, written, strict=True
+        ):
+            scores[number], parsed[number] = label_scores, answer
+            entropy[number] = float(-(row.exp() * row).sum())
+        done += len(batch)
+        settings.progress(done, total)
     answers = tuple(item.answer for item in encoded)
     return Scored(tuple(scores), answers, tuple(parsed), tuple(entropy))
+
+
+def largest_batch(model: ModelAdapter, encoded: Sequence[Encoded], settings: Settings) -> int:
+    """As many questions at once as fit into a share of the free memory."""
+    longest = max((longest_text(item, settings) for item in encoded), default=1)
+    return fitting_batch_size(model, longest)
+
+
+def longest_text(item: Encoded, settings: Settings) -> int:
+    """Tokens of a question with its longest label, or with the longest answer."""
+    return len(item.prompt) + max(max(map(len, item.labels)), settings.max_new_tokens)
+
+
+def of_like_length(encoded: Sequence[Encoded], size: int) -> Iterator[list[int]]:
+    """The numbers of all questions in batches that need little padding."""
+    order = sorted(range(len(encoded)), key=lambda number: len(encoded[number].prompt))
+    for start in range(0, len(order), size):
+        yield order[start : start + size]
 
 
 def pad_left(

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from workbench.attention.edits import ActivationEdit, Edit
 from workbench.errors import CapabilityError, DataError, EngineError
-from workbench.models.base import ModelAdapter, ModelSpec, Site
+from workbench.models.base import ATTENTION_SITES, ModelAdapter, ModelSpec, Site
 from workbench.models.checks import check_layer
+from workbench.models.families import Family
 from workbench.models.inputs import Inputs, prepare_inputs
 
 
@@ -42,11 +43,13 @@ def prepare_residual(
     return prepare_inputs(spec, tokens, attention_mask)
 
 
-def comes_later(site: Site, layer: int) -> bool:
-    """Whether a site still lies ahead when ``resid_pre`` of ``layer`` is given."""
+def comes_later(site: Site, layer: int, *, z_given: bool = False) -> bool:
+    """Whether a site still lies ahead when ``resid_pre`` of ``layer`` is given, and perhaps its z."""
     if site.layer is None:
         return site.name == "ln_final"
-    return site.layer > layer or (site.layer == layer and site.name != "resid_pre")
+    if site.layer == layer:
+        return site.name != "resid_pre" and not (z_given and site.name in ATTENTION_SITES)
+    return site.layer > layer
 
 
 @contextmanager
@@ -67,12 +70,43 @@ def starting_at(
 
 
 @contextmanager
-def ending_at(mlp: nn.Module, last: int) -> Iterator[None]:
-    """Within the context, the last block's MLP reads the last positions only; the others get 0.
+def attention_given(
+    attention: nn.Module, w_o: nn.Module, z: Float[Tensor, "batch pos head d_head"]
+) -> Iterator[None]:
+    """Within the context, a block's attention is not run: its z is this.
 
-    Nobody reads the others when only the last logits are made: nothing comes after this MLP but norms
-    and the unembedding, position by position. It is two thirds of the block.
+    Every architecture of the family table calls its attention for (output, pattern).
     """
+
+    def given(*args: Any, **kwargs: Any) -> tuple[Tensor, None]:
+        hidden: Tensor = args[0] if args else kwargs["hidden_states"]
+        return w_o(z.to(hidden).flatten(-2)), None
+
+    own = attention.__dict__.get("forward")
+    attention.forward = given
+    try:
+        yield
+    finally:
+        _restore(attention, own)
+
+
+@contextmanager
+def ending_at(modules: Sequence[nn.Module], last: int) -> Iterator[None]:
+    """Within the context, some modules of the last block read the last positions only.
+
+    Nobody reads the others when only the last logits are made: behind these modules come sums, norms
+    and the unembedding, position by position. Without them the queries, the attention's output and
+    the MLP of a block are left out, three quarters of it and more.
+    """
+    with ExitStack() as stack:
+        for module in modules:
+            stack.enter_context(_reading_last(module, last))
+        yield
+
+
+@contextmanager
+def _reading_last(module: nn.Module, last: int) -> Iterator[None]:
+    """Within the context, a module is given the last positions; of the others it says 0."""
     left_out = 0
 
     def cut(module: nn.Module, args: tuple[Any, ...]) -> Any:
@@ -87,9 +121,39 @@ def ending_at(mlp: nn.Module, last: int) -> Iterator[None]:
         return (whole, *output[1:]) if isinstance(output, tuple) else whole
 
     with ExitStack() as stack:
-        stack.callback(mlp.register_forward_pre_hook(cut).remove)
-        stack.callback(mlp.register_forward_hook(pad).remove)
+        stack.callback(module.register_forward_pre_hook(cut).remove)
+        stack.callback(module.register_forward_hook(pad).remove)
         yield
+
+
+@dataclass(frozen=True)
+class Shares:
+    """Parts of one block, by the entries of its matrices: what a position costs that needs less."""
+
+    behind: float
+    """What comes behind the mix of values: the attention's output and the MLP."""
+    unread: float
+    """What is left out where only later blocks' positions would read it; see ``ending_at``."""
+
+    @staticmethod
+    def of(block: nn.Module, family: Family) -> "Shares":
+        """Count the matrices of a block; its attention must be known."""
+        assert family.attn is not None
+        assert family.w_o is not None
+        attention, w_o = block.get_submodule(family.attn), block.get_submodule(family.w_o)
+        total, output = _entries(block), _entries(w_o)
+        unread = sum(map(_entries, read_by_later_positions(block, family)))
+        return Shares((total - _entries(attention) + output) / total, unread / total)
+
+
+def _entries(module: nn.Module) -> int:
+    return sum(weight.numel() for weight in module.parameters() if weight.dim() > 1)
+
+
+def read_by_later_positions(block: nn.Module, family: Family) -> list[nn.Module]:
+    """The modules of a last block that nothing needs but at the positions whose logits are made."""
+    paths = (family.w_q, family.w_o, family.mlp)
+    return [block.get_submodule(path) for path in paths if path is not None]
 
 
 def _skip(hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:

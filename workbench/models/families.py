@@ -47,6 +47,8 @@ class Family:
     ln_mlp: str | None = None
     """The norm before the MLP."""
     mlp: str | None = None
+    w_q: str | None = None
+    """The projection that makes the queries and nothing else; None: one makes keys and values too."""
 
 
 def _linear_qkv(block: nn.Module, spec: ModelSpec) -> QKV:
@@ -110,6 +112,7 @@ LLAMA = Family(
     read_qkv=_linear_qkv,
     ln_mlp="post_attention_layernorm",
     mlp="mlp",
+    w_q="self_attn.q_proj",
 )
 # OLMo 2 normalises what a sublayer adds, and nothing before it.
 _OLMO2 = replace(
@@ -173,6 +176,7 @@ FAMILIES: dict[str, Family] = {
         position_table="model.decoder.embed_positions",
         position_offset=2,
         ln_mlp="final_layer_norm",
+        w_q="self_attn.q_proj",
     ),
     "llama": LLAMA,
     "mistral": LLAMA,
@@ -183,7 +187,7 @@ FAMILIES: dict[str, Family] = {
     "gemma2": _GEMMA2,
     "gemma3_text": _GEMMA2,
     "gpt_oss": LLAMA,
-    "phi3": replace(LLAMA, read_qkv=_phi3_qkv),
+    "phi3": replace(LLAMA, read_qkv=_phi3_qkv, w_q=None),
     # Text encoders; see ``workbench.models.encoders``.
     "clip_text_model": Family(
         blocks="encoder.layers",

@@ -37,13 +37,28 @@ from workbench.models.base import (
     Site,
 )
 from workbench.models.checks import check_editable, check_layer
-from workbench.models.continuing import comes_later, ending_at, prepare_residual, starting_at
+from workbench.models.continuing import (
+    Shares,
+    attention_given,
+    comes_later,
+    ending_at,
+    prepare_residual,
+    read_by_later_positions,
+    starting_at,
+)
 from workbench.models.families import Family, family_of, read_weight
 from workbench.models.generating import following_beams, uncompiled
 from workbench.models.inputs import Inputs, prepare_inputs
 from workbench.models.memory import tell_pattern_memory
 from workbench.models.offload import running_device
-from workbench.models.prefix import Prefix, check_prefix, make_prefix, with_prefix
+from workbench.models.prefix import (
+    KeysValues,
+    Prefix,
+    check_prefix,
+    make_prefix,
+    prefix_of_kept,
+    with_prefix,
+)
 from workbench.models.reading import reductions
 from workbench.models.sublayers import final_norm, mlp_of_embedding
 from workbench.models.text import generate_with, pad_token
@@ -140,10 +155,12 @@ class HuggingFaceModel:
         *,
         last: int | None = None,
         prefix: Prefix | None = None,
+        z: Float[Tensor, "batch pos head d_head"] | None = None,
     ) -> Float[Tensor, "batch kept d_vocab"]:
         """Go on from ``resid_pre`` of one block; see ``ModelAdapter``.
 
-        With a ``prefix``, ``resid`` and the mask are those of the positions after it.
+        With a ``prefix``, ``resid`` and the mask are those of the positions after it. With ``z`` the
+        block's attention is not run: that is its outcome, with whatever edits belong to it.
         """
         inputs = prepare_residual(self.spec, layer, resid, attention_mask)
         if prefix is not None:
@@ -152,18 +169,38 @@ class HuggingFaceModel:
         with (
             self._lock,
             torch.set_grad_enabled(resid.requires_grad),
-            self._hooked({}, inputs, layer),
+            self._hooked({}, inputs, layer, z_given=z is not None),
             uncompiled(),  # compiled code would not see where it is to start
             starting_at(self._blocks, layer, resid),
+            self._giving(layer, z),
             self._ending(last, resid.shape[1]),
         ):
             return self._logits(inputs, last, prefix).float().to(resid.device)
 
-    def _ending(self, last: int | None, n_pos: int) -> AbstractContextManager[None]:
-        """Leave out of the last MLP what nobody reads; an edit might."""
-        if last is None or last >= n_pos or self.interventions or self.family.mlp is None:
+    def _giving(self, layer: int, z: Tensor | None) -> AbstractContextManager[None]:
+        if z is None:
             return nullcontext()
-        return ending_at(self._blocks[-1].get_submodule(self.family.mlp), last)
+        family, block = self.family, self._blocks[layer]
+        assert family.attn is not None  # z is a site of attention
+        assert family.w_o is not None
+        return attention_given(block.get_submodule(family.attn), block.get_submodule(family.w_o), z)
+
+    def _ending(self, last: int | None, n_pos: int) -> AbstractContextManager[None]:
+        """Leave out of the last block what nobody reads; an edit might."""
+        if last is None or last >= n_pos or self.interventions:
+            return nullcontext()
+        return ending_at(read_by_later_positions(self._blocks[-1], self.family), last)
+
+    def shares(self, layer: int) -> Shares:
+        """What ``continue_from`` leaves out of a block, given its z, or if it is the last."""
+        return Shares.of(self._blocks[layer], self.family)
+
+    def kept_prefix(
+        self, kept: Sequence[KeysValues], attention_mask: Int[Tensor, "batch pos"] | None = None
+    ) -> Prefix:
+        """A prefix from the keys and values of every layer, as captured; see ``prefix_of_kept``."""
+        self._check_prefixes()
+        return prefix_of_kept(self.model.config, kept, attention_mask, self._device)
 
     def prefix(self, tokens: Int[Tensor, "batch pos"]) -> Prefix:
         """Keys and values of the first tokens of some prompts, for ``continue_from``.
@@ -290,7 +327,12 @@ class HuggingFaceModel:
 
     @contextmanager
     def _hooked(
-        self, reads: Mapping[Site, Any], inputs: Inputs, start: int | None = None
+        self,
+        reads: Mapping[Site, Any],
+        inputs: Inputs,
+        start: int | None = None,
+        *,
+        z_given: bool = False,
     ) -> Iterator[dict[Site, Any]]:
         """Install what the reads and the active edits need; remove it on every way out.
 
@@ -298,10 +340,11 @@ class HuggingFaceModel:
             reads: Reductions by site.
             inputs: Of the forward pass.
             start: The block whose ``resid_pre`` is given; what lies before it does not happen.
+            z_given: Nor does its attention.
         """
         edits = self._edits.plan()
         if start is not None:
-            edits = [edit for edit in edits if comes_later(edit.site, start)]
+            edits = [edit for edit in edits if comes_later(edit.site, start, z_given=z_given)]
         captured: dict[Site, Any] = {}
         with ExitStack() as stack:
             hooked = [e for e in edits if isinstance(e, ActivationEdit) and e.site.name != "z"]
@@ -312,7 +355,8 @@ class HuggingFaceModel:
             for site, reduce in reads.items():
                 if site.name not in ATTENTION_SITES:
                     stack.callback(self._hook_read(site, reduce, inputs, captured).remove)
-            session = self._attention_session(reads, edits, inputs, captured, start or 0)
+            runs = (start or 0) + z_given
+            session = self._attention_session(reads, edits, inputs, captured, runs)
             if session is None:
                 yield captured
                 return

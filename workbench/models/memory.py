@@ -6,9 +6,9 @@ from typing import Any
 
 from workbench.attention.streaming import PatternStatistic
 from workbench.errors import ConfigError
-from workbench.memory import free_memory_bytes
-from workbench.models.base import ModelSpec, Site
-from workbench.models.inputs import Inputs
+from workbench.memory import SHARE, automatic_batch_size, free_memory_bytes
+from workbench.models.base import ModelAdapter, ModelSpec, Site
+from workbench.models.inputs import Inputs, device_of
 
 logger = logging.getLogger("workbench")
 
@@ -40,6 +40,22 @@ def forward_bytes(spec: ModelSpec, n_pos: int, n_logits: int = 1, n_prefix: int 
         n_pos * per_pos + (2 * n_prefix + n_pos) * _kept_keys(spec) + 4 * n_logits * spec.d_vocab
     )
     return int(ROOM * 4 * floats)
+
+
+def fitting_batch_size(model: ModelAdapter, n_pos: int, kept_bytes: int = 0) -> int:
+    """Prompts a forward pass that fit into a share of what is free now, a power of two.
+
+    Args:
+        model: It says where the memory must be.
+        n_pos: Tokens of the longest prompt.
+        kept_bytes: What is kept of every prompt of a batch besides the pass itself.
+    """
+    free = free_memory_bytes(device_of(model))
+    size = automatic_batch_size(model.spec, n_pos, free)
+    if not kept_bytes:
+        return size
+    fits = int(SHARE * free / kept_bytes)
+    return min(size, 1 << max(0, fits.bit_length() - 1))
 
 
 def gradient_bytes(spec: ModelSpec, n_pos: int, n_logits: int = 1, n_prefix: int = 0) -> int:

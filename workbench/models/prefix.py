@@ -7,6 +7,7 @@ of the later positions alone.
 """
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,14 +28,17 @@ class Prefix:
     """A transformers ``DynamicCache``; a sliding window's layers keep their last tokens only."""
     n_prompts: int
     n_pos: int
-    """Tokens of each prompt; none of them is padding."""
+    """Tokens of each prompt."""
+    mask: Int[Tensor, "prompt pos"] | None = None
+    """0 where padding is, on the left; None: there is none."""
 
     def select(self, rows: Int[Tensor, " row"]) -> "Prefix":
         """The prefixes of some prompts, in that order; a prompt may come more than once."""
         chosen = self.fresh()
         for layer in chosen.layers:
             layer.keys, layer.values = layer.keys[rows], layer.values[rows]
-        return replace(self, cache=chosen, n_prompts=len(rows))
+        mask = None if self.mask is None else self.mask[rows]
+        return replace(self, cache=chosen, n_prompts=len(rows), mask=mask)
 
     def fresh(self) -> Any:
         """A cache for one pass: it shares the tensors and may grow without changing this one."""
@@ -60,6 +64,32 @@ def make_prefix(model: Any, arguments: dict[str, Any]) -> Prefix:
     return Prefix(cache, n_prompts, n_pos)
 
 
+KeysValues = tuple[
+    Float[Tensor, "prompt kv_head pos d_head"], Float[Tensor, "prompt kv_head pos d_value"]
+]
+
+
+def prefix_of_kept(
+    config: Any, kept: Sequence[KeysValues], mask: Int[Tensor, "prompt pos"] | None, device: Any
+) -> Prefix:
+    """A prefix from keys and values that an earlier pass has made.
+
+    Args:
+        config: Of the model.
+        kept: Of every layer, as its attention was given them.
+        mask: 0 where padding is, on the left; None: there is none.
+        device: Where the model runs.
+    """
+    from transformers import DynamicCache
+
+    cache = DynamicCache(config=config)
+    for layer, (keys, values) in enumerate(kept):
+        cache.update(keys.to(device), values.to(device), layer)
+    n_prompts, _, n_pos, _ = kept[0][0].shape
+    padded = mask is not None and not bool(mask.all())
+    return Prefix(cache, n_prompts, n_pos, mask if padded else None)
+
+
 def check_prefix(spec: ModelSpec, prefix: Prefix, inputs: Inputs) -> None:
     """Refuse a residual stream that does not go on from a prefix.
 
@@ -78,7 +108,10 @@ def check_prefix(spec: ModelSpec, prefix: Prefix, inputs: Inputs) -> None:
             f"{spec.name}; got {prefix.n_pos} + {n_pos}; shorten one"
         )
     mask = inputs.attention_mask
-    if mask is not None and not bool(mask[:, 0].all()):
+    if mask is None:
+        return
+    before = torch.ones(batch, dtype=torch.long) if prefix.mask is None else prefix.mask[:, -1]
+    if bool((before.bool() & ~mask[:, 0].bool()).any()):
         raise DataError(
             "what follows a prefix must not begin with padding; got attention_mask with 0 in its "
             "first column; pad on the right"
@@ -87,13 +120,19 @@ def check_prefix(spec: ModelSpec, prefix: Prefix, inputs: Inputs) -> None:
 
 def with_prefix(arguments: dict[str, Any], prefix: Prefix) -> dict[str, Any]:
     """The arguments of a pass that goes on after a prefix."""
-    mask = arguments.get("attention_mask")
-    whole = {} if mask is None else {"attention_mask": _after_ones(mask, prefix.n_pos)}
+    mask, before = arguments.get("attention_mask"), prefix.mask
+    whole: dict[str, Any] = {}
+    if mask is not None or before is not None:
+        tokens: Tensor = arguments["input_ids"]
+        mask = torch.ones_like(tokens) if mask is None else mask
+        before = mask.new_ones(len(tokens), prefix.n_pos) if before is None else before.to(mask)
+        mask = torch.cat([before, mask], dim=1)
+        whole["attention_mask"] = mask
+        if prefix.mask is not None:
+            # Positions count from a prompt's first real token.
+            positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
+            whole["position_ids"] = positions[:, prefix.n_pos :]
     return {**arguments, **whole, "past_key_values": prefix.fresh(), "use_cache": True}
-
-
-def _after_ones(mask: Int[Tensor, "batch pos"], n: int) -> Int[Tensor, "batch longer"]:
-    return torch.nn.functional.pad(mask, (n, 0), value=1)
 
 
 def prefix_of(model: ModelAdapter, tokens: Int[Tensor, "batch pos"]) -> Prefix | None:
