@@ -5,13 +5,17 @@ process; for peak memory each runs once more in a process of its own. A hook on 
 time of every forward pass: the first is the prompt's, the others are decoded tokens. Methods that make
 the same edit must agree in their first logits and in every token before anything is reported.
 
-    python benchmarks/generate.py --case short --rounds 5 --threads 1 --memory
-    python benchmarks/generate.py --case long --rounds 3
-    python benchmarks/generate.py --case long-batch --rounds 2 --methods stock "zerotuning score" ...
+    python benchmarks/generate.py --case short --rounds 5 --threads 1
+    python benchmarks/generate.py --case long-batch --rounds 2 --methods stock "zerotuning score" nnsight
+    python benchmarks/generate.py --case long --rounds 0 --memory
+
+Rows that are measured again take the place of what the file has; the others stay, so that a case can be
+measured in parts.
 """
 
 import argparse
 import copy
+import dataclasses
 import functools
 import multiprocessing
 import resource
@@ -279,7 +283,6 @@ def rows_of(
     case: dict[str, Any],
     shape: str,
     threads: int,
-    memory: dict[str, float],
 ) -> list[Row]:
     """Tokens per second of the whole and of decoding alone, and their ratios to stock, round by round."""
     rows = []
@@ -302,13 +305,31 @@ def rows_of(
                     unit="tokens / s",
                     **spread(speeds),
                     **cpu,
-                    peak_memory=memory.get(name),
                     limit=1.0,
                     distance=1.0 / cpu["ratio"],
                     note=f"by wall time {wall['ratio']:.2f}",
                 )
             )
     return rows
+
+
+def merged(kept: list[Row], rows: list[Row]) -> list[Row]:
+    """What was measured before, with what was measured now in its place."""
+    new = {(row.name, row.peer): row for row in rows}
+    return [new.pop((row.name, row.peer), row) for row in kept] + list(new.values())
+
+
+def with_peaks(rows: list[Row], shape: str, memory: dict[str, float]) -> list[Row]:
+    """Rows of one shape with the peak memory of their methods."""
+    peak = {
+        (each["name"], each["peer"]): size
+        for name, size in memory.items()
+        for each in (identity(name, part, shape) for part in ("whole", "decode"))
+    }
+    return [
+        dataclasses.replace(row, peak_memory=peak.get((row.name, row.peer), row.peak_memory))
+        for row in rows
+    ]
 
 
 def identity(method: str, part: str, shape: str) -> dict[str, Any]:
@@ -325,7 +346,7 @@ def identity(method: str, part: str, shape: str) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--case", choices=list(CASES), default="short")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=3, help="0: peak memory alone")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
     parser.add_argument("--memory", action="store_true", help="peak memory too, one process each")
@@ -335,14 +356,19 @@ def main() -> None:
         parser.error("--methods must have stock, to which the others are compared")
     case = CASES[arguments.case]
     shape = f"{case['model']['n_layer']} layers, T={case['n_pos']}, batch {case['batch']}, {case['n_new']} new"
-    rounds = measure(arguments, case)
-    agree(rounds)
-    memory = peaks(arguments, case) if arguments.memory else {}
-    rows = rows_of(rounds, case, shape, arguments.threads, memory)
     kept = read_record(arguments.output)["rows"] if arguments.output.is_file() else []
+    rows = []
+    if arguments.rounds:
+        rounds = measure(arguments, case)
+        agree(rounds)
+        rows = rows_of(rounds, case, shape, arguments.threads)
+    kept = merged(kept, rows)
+    if arguments.memory:
+        kept = with_peaks(kept, shape, peaks(arguments, case))
+        rows = [row for row in kept if row.name.endswith(f"; {shape}")]
     write_record(
         "generate",
-        [row for row in kept if not row.name.endswith(f"; {shape}")] + rows,
+        kept,
         command=f"python benchmarks/generate.py --case {arguments.case}",
         ratio_means="tokens a CPU second over those of stock `generate`, which is the limit",
         better="higher",

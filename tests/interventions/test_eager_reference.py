@@ -5,7 +5,7 @@ import torch
 
 import workbench as wb
 from tests.interventions import eager
-from tests.zoo import random_tokens, tiny_model
+from tests.zoo import padded, random_tokens, tiny_model
 
 FAMILIES = ["gpt2", "llama", "mistral", "gemma2", "gpt_oss"]
 """Plain; grouped queries; a sliding window of 5; capped scores; learned sinks."""
@@ -41,13 +41,29 @@ def test_logits_equal_those_of_the_plain_model(family, name):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_tokens_decoded_with_a_cache_are_those_of_the_plain_model(family, name):
     edit, plain = RULES[name]
-    model, tokens = wb.wrap(tiny_model(family)), random_tokens(2, 6)
-    with model.edit(edit):
-        found = model.generate(tokens, max_new_tokens=10, do_sample=False, eos_token_id=None)
-    with torch.no_grad(), eager.edited_by(model.model, **plain):
-        logits = model.model(found, use_cache=False).logits
-    assert torch.equal(found[:, 6:], logits[:, 5:-1].argmax(-1))
+    model = wb.wrap(tiny_model(family))
+    compare_decoding(model, edit, plain, 1e-5)
+
+
+def compare_decoding(model, edit, plain, tolerance):
+    """Every step's logits of a left-padded batch against each text run alone, whole, in plain tensors."""
+    tokens, mask = padded(random_tokens(2, 6), [6, 4], "left")
+    steps = []
+    hook = model.model.register_forward_hook(
+        lambda module, args, found: steps.append(found.logits[:, -1])
+    )
+    options = {"max_new_tokens": 10, "do_sample": False, "eos_token_id": None}
+    with hook, model.edit(edit):
+        found = model.generate(tokens, attention_mask=mask, **options)
+    decoded = torch.stack(steps, dim=1)
     assert found.shape == (2, 16)
+    for row, length in enumerate([6, 4]):
+        text = found[row : row + 1, 6 - length :]
+        with torch.no_grad(), eager.edited_by(model.model, **plain):
+            logits = model.model(text, use_cache=False).logits[0, length - 1 : -1]
+        assert torch.equal(found[row, 6:], logits.argmax(-1))
+        scale = logits.abs().max()
+        torch.testing.assert_close(decoded[row] / scale, logits / scale, rtol=0, atol=tolerance)
 
 
 @pytest.mark.parametrize("name", RULES)
@@ -63,6 +79,22 @@ def test_a_left_padded_prompt_equals_the_plain_one(family, name):
         found = model.logits(tokens, mask)[1, 4:]
     scale = wanted.abs().max()
     torch.testing.assert_close(found / scale, wanted / scale, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("family", ["gpt2", "llama"])  # eager kernels go through float32
+def test_a_float64_model_is_edited_in_float64(family, name):
+    edit, plain = RULES[name]
+    model, tokens = wb.wrap(tiny_model(family).double()), random_tokens(2)
+    seen = []
+    with torch.no_grad(), eager.edited_by(model.model, **plain):
+        wanted = model.model(tokens, use_cache=False).logits
+    with model.edit(edit), model.model.register_forward_hook(lambda *_: seen.append(_[-1].logits)):
+        model.logits(tokens)
+    scale = wanted.abs().max()
+    torch.testing.assert_close(seen[0] / scale, wanted / scale, rtol=0, atol=1e-13)
+    if name != "act full":
+        compare_decoding(model, edit, plain, 1e-13)
 
 
 HALF = 2.0**-6

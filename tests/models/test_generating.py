@@ -1,5 +1,7 @@
 """Ways of generating under an edit: beams, samples, static caches, compiled models, and what is refused."""
 
+import shutil
+
 import pytest
 import torch
 from transformers import CompileConfig, DynamicCache
@@ -32,6 +34,28 @@ def test_running_statistics_follow_the_beams(family, backend):
     assert torch.equal(cached, whole)
     assert not torch.equal(cached, model.generate(tokens, **beams))
     assert "_reorder_cache" not in vars(model.model)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"num_beams": 4, "num_return_sequences": 2}, {"do_sample": True, "num_return_sequences": 3}],
+    ids=["beams", "samples"],
+)
+@pytest.mark.parametrize("edit", [wb.ZeroTuning(5.0), wb.ZeroTuning(1.7, mode="key")])
+@pytest.mark.parametrize("family", ["llama", "mistral"])
+def test_rows_of_one_prompt_know_its_first_key(family, edit, options):
+    model = wb.wrap(tiny_model(family))
+    tokens, mask = padded(random_tokens(2, 8), [8, 5], "left")
+    ways = {**GREEDY, "max_new_tokens": 5, "attention_mask": mask, **options}
+
+    def drawn(**more):
+        torch.manual_seed(0)
+        return model.generate(tokens, **ways, **more)
+
+    with model.edit(edit):
+        cached = drawn()
+        assert torch.equal(cached, drawn(use_cache=False))
+    assert not torch.equal(cached, drawn())
 
 
 @pytest.mark.parametrize("options", [{}, {"num_beams": 3}], ids=["samples", "beam samples"])
@@ -72,17 +96,30 @@ def test_a_static_cache_sees_the_same_edit(family, name):
         assert torch.equal(usual, model.generate(tokens, cache_implementation="static", **GREEDY))
 
 
-def compiled():
+def compiled(backend="eager"):
     """transformers' own compilation of decoding, on a CPU too; "eager": traced, not optimised."""
-    config = CompileConfig(backend="eager", mode=None)
+    config = CompileConfig(backend=backend, mode=None)
     config._compile_all_devices = True
     return {"cache_implementation": "static", "compile_config": config}
 
 
 def test_a_compiled_model_sees_every_edit_even_those_that_come_after_it_was_compiled():
+    edits_under("eager")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
+def test_a_model_that_inductor_compiled_sees_every_edit():
+    edits_under("inductor")
+
+
+def edits_under(backend):
+    """Tokens of a model compiled by one backend are those of the model as it was written."""
     model, tokens = wb.wrap(tiny_model("llama")), random_tokens(2, 6)
     stock = model.generate(tokens, **GREEDY)
-    assert torch.equal(model.generate(tokens, **GREEDY, **compiled()), stock)
+    torch._dynamo.utils.counters.clear()
+    assert torch.equal(model.generate(tokens, **GREEDY, **compiled(backend)), stock)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0  # something was compiled
     for edit in (
         *EDITS.values(),
         wb.ZeroTuning(0.2),
@@ -90,9 +127,10 @@ def test_a_compiled_model_sees_every_edit_even_those_that_come_after_it_was_comp
     ):
         with model.edit(edit):
             usual = model.generate(tokens, **GREEDY)
-            assert torch.equal(model.generate(tokens, **GREEDY, **compiled()), usual), edit
+            found = model.generate(tokens, **GREEDY, **compiled(backend))
+            assert torch.equal(found, usual), edit
         assert not torch.equal(usual, stock), edit
-    assert torch.equal(model.generate(tokens, **GREEDY, **compiled()), stock)
+    assert torch.equal(model.generate(tokens, **GREEDY, **compiled(backend)), stock)
 
 
 def test_a_model_whose_forward_was_compiled_is_read_and_edited():

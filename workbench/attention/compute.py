@@ -11,9 +11,12 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from workbench.attention.edits import AttentionCall, AttentionEdit, TiledCall, key_scores
+from workbench.attention.decode import Handed, decoded
+from workbench.attention.edits import AttentionCall, AttentionEdit, RowCall, TiledCall
 from workbench.attention.flex import flex_first_key, is_asked, refuse_if_asked
 from workbench.attention.fused import fused_attention
+from workbench.attention.key_scores import key_scores
+from workbench.attention.shared import Shared
 from workbench.attention.statistics import ColumnMean
 from workbench.attention.streaming import AttentionInputs, PatternBlock, PatternStatistic, attend
 
@@ -27,8 +30,14 @@ class Pass:
     first_key: Tensor | None
     row_valid: Tensor | None
     n_before: int
-    sdpa: bool
-    """The stock kernel is SDPA, which on a CPU gives the rows' log-sum-exp with its output."""
+    handed: Handed
+    """What the stock kernel is given; SDPA's gives the rows' log-sum-exp with its output on a CPU."""
+    shared: Shared
+
+    @property
+    def n_dropped(self) -> int:
+        """Keys that a sliding window's cache has let go."""
+        return max(0, self.n_before + self.inputs.query.shape[2] - self.inputs.key.shape[2])
 
     def first_keys(self) -> Tensor:
         """The first real key of every prompt."""
@@ -42,12 +51,23 @@ def compute(
     call: Pass,
     statistics: dict[str, PatternStatistic],
     edits: list[AttentionEdit],
-    stock: Callable[[], Tensor],
+    stock: Callable[[Tensor | None], Tensor],
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Output and statistics of one layer, by the cheapest exact way."""
+    """Output and statistics of one layer, by the cheapest exact way.
+
+    Args:
+        call: Of the layer.
+        statistics: Of the edited pattern, by name.
+        edits: In the order in which they apply.
+        stock: The stock kernel, given a mask.
+    """
     if not statistics and not edits:
-        return stock(), {}
+        return stock(call.handed.mask), {}
     inputs, row_valid = call.inputs, call.row_valid
+    if not statistics:
+        z = _decoded(call, edits, stock)
+        if z is not None:
+            return z, {}
     # An output form knows the unedited pattern only: statistics, and a second edit, must see what
     # the first one made of it.
     if edits:
@@ -62,21 +82,38 @@ def compute(
         assert whole.output is not None
         return whole.output, whole.statistics
     found = attend(inputs, statistics, row_valid, want=("output",) if _one_softmax(inputs) else ())
-    return stock() if found.output is None else found.output, found.statistics
+    z = stock(call.handed.mask) if found.output is None else found.output
+    return z, found.statistics
 
 
-def _output_form(call: Pass, edit: AttentionEdit, stock: Callable[[], Tensor]) -> Tensor | None:
+def _decoded(
+    call: Pass, edits: list[AttentionEdit], stock: Callable[[Tensor | None], Tensor]
+) -> Tensor | None:
+    """One new query behind a cache; None where there is more to do."""
+    inputs, n_before = call.inputs, call.n_before
+    if inputs.query.shape[2] != 1 or n_before < 1:
+        return None
+    if any(edit.first_key_bias is not None for edit in edits) and is_asked(inputs):
+        return None
+    row = RowCall(inputs, n_before, call.n_dropped, call.first_key, call.shared)
+    return decoded(row, edits, call.handed, stock)
+
+
+def _output_form(
+    call: Pass, edit: AttentionEdit, stock: Callable[[Tensor | None], Tensor]
+) -> Tensor | None:
     """One edit after the kernel; None where the edit says that it would not be accurate."""
     inputs = call.inputs
     if edit.first_key_bias is not None and is_asked(inputs):
         return flex_first_key(inputs, edit.first_key_bias, call.first_key)
-    kernel = fused_attention(inputs) if call.sdpa else None
+    kernel = fused_attention(inputs) if call.handed.sdpa else None
     if kernel is None:
         fused = _one_softmax(inputs)
         wanted = ("output", "log_sum") if fused else ("log_sum",)
         found = attend(inputs, {}, call.row_valid, want=wanted)
         assert found.log_sum is not None
-        kernel = (stock() if found.output is None else found.output), found.log_sum
+        z = stock(call.handed.mask) if found.output is None else found.output
+        kernel = z, found.log_sum
     output = edit.checked or edit.output
     assert output is not None
     return output(AttentionCall(call.layer, inputs, kernel[1], call.first_key), kernel[0])
@@ -126,8 +163,7 @@ def _begin(
         found = attend(call.inputs, statistics, call.row_valid, want=(), change=change)
         return found.statistics["mean"]
 
-    n_keys, n_after = call.inputs.key.shape[2], call.n_before + call.inputs.query.shape[2]
-    dropped = max(0, n_after - n_keys)
+    dropped, n_after = call.n_dropped, call.n_before + call.inputs.query.shape[2]
     n_tokens = n_after - first_key - dropped
     if call.row_valid is not None:
         n_tokens = call.row_valid.sum(dim=1).long()

@@ -17,11 +17,17 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from workbench.attention.streaming import AttentionInputs, PatternBlock, shows
+from workbench.attention.key_scores import (
+    Factor,
+    capped_and_masked,
+    first_key_products,
+    key_scores,
+    picked_keys,
+)
+from workbench.attention.scores import wide
+from workbench.attention.shared import Shared
+from workbench.attention.streaming import AttentionInputs, PatternBlock
 from workbench.models.base import ModelSpec, Site
-
-Factor = float | int | Float[Tensor, " head"]
-"""What multiplies the scores on some keys: one number, or one for each head."""
 
 
 @dataclass(frozen=True)
@@ -57,9 +63,7 @@ class AttentionCall:
 
     def first_products(self) -> Float[Tensor, "batch head q_pos"]:
         """Products of every query with the first key of its prompt, before any scale."""
-        if self.first_key is None:
-            return _first_products(self.inputs)
-        return _products(self.inputs, self.first_key[:, None])[..., 0]
+        return first_key_products(self.inputs, self.first_key)
 
     def surprise(
         self, products: Float[Tensor, "batch head q_pos"], factor: Factor = 1
@@ -75,14 +79,14 @@ class AttentionCall:
                 return self.log_sum - products * (inputs.scaling * factor.to(products))[:, None]
             return torch.sub(self.log_sum, products, alpha=inputs.scaling * factor)
         columns = None if self.first_key is None else self.first_key[:, None]
-        scores = _capped_and_masked(inputs, products[..., None], factor, columns)[..., 0]
+        scores = capped_and_masked(inputs, products[..., None], factor, columns)[..., 0]
         # A row that sees nothing has an infinite log-sum: hidden too.
         return (self.log_sum - scores).nan_to_num(nan=torch.inf, posinf=torch.inf)
 
     def first_values(self) -> Float[Tensor, "batch head d_value"]:
         """Value of the first key of every prompt, repeated for the query heads of each group."""
         if self.first_key is None:
-            value, n_groups = self.inputs.value[:, :, 0].float(), self.inputs.n_groups
+            value, n_groups = wide(self.inputs.value[:, :, 0]), self.inputs.n_groups
             return value if n_groups == 1 else value.repeat_interleave(n_groups, dim=1)
         return self.values(self.first_key[:, None])[:, :, 0]
 
@@ -92,77 +96,7 @@ class AttentionCall:
 
     def values(self, columns: Int[Tensor, "batch n"]) -> Float[Tensor, "batch head n d_value"]:
         """Values of some keys, repeated for the query heads of each group."""
-        return _picked(self.inputs.value, columns, self.inputs.n_groups)
-
-
-def key_scores(
-    inputs: AttentionInputs, columns: Int[Tensor, "batch n"], factor: Factor = 1
-) -> Float[Tensor, "batch head q_pos n"]:
-    """Scores on some keys, their raw scores times ``factor`` (as if the keys were), before softmax.
-
-    Scaled and capped; -inf where a query must not see the key and where there is no such key.
-
-    Args:
-        inputs: Of the layer.
-        columns: The keys of every prompt.
-        factor: One number, or one for each head.
-    """
-    return _capped_and_masked(inputs, _products(inputs, columns), factor, columns)
-
-
-def _products(
-    inputs: AttentionInputs, columns: Int[Tensor, "batch n"]
-) -> Float[Tensor, "batch head q_pos n"]:
-    key = _picked(inputs.key, columns, inputs.n_groups)
-    return torch.einsum("bhqd,bhnd->bhqn", inputs.query.float(), key)
-
-
-def _first_products(inputs: AttentionInputs) -> Float[Tensor, "batch head q_pos"]:
-    """Products of every query with column 0: query heads of one group are rows of one product."""
-    batch, n_heads, n_q, d_head = inputs.query.shape
-    query = inputs.query.float().reshape(batch, inputs.key.shape[1], -1, d_head)
-    key = inputs.key[:, :, :1].float().transpose(-1, -2)
-    return torch.matmul(query, key).view(batch, n_heads, n_q)
-
-
-def _capped_and_masked(
-    inputs: AttentionInputs,
-    products: Float[Tensor, "batch head q_pos n"],
-    factor: Factor,
-    columns: Int[Tensor, "batch n"] | None = None,
-) -> Float[Tensor, "batch head q_pos n"]:
-    """Scores from products with some keys; ``columns`` None: column 0 of all prompts."""
-    if isinstance(factor, Tensor):
-        factor = factor.to(products)[:, None, None]
-    score = products * (inputs.scaling * factor)
-    if inputs.softcap is not None:
-        score = torch.tanh(score / inputs.softcap) * inputs.softcap
-    if columns is None:
-        if inputs.mask is None:
-            return score  # the first key comes before every query
-        picked, there = inputs.mask[..., :1], None
-    else:
-        n_q, n_k = inputs.query.shape[2], inputs.key.shape[2]
-        there = ((columns >= 0) & (columns < n_k))[:, None, None]
-        if inputs.mask is None:
-            row = torch.arange(n_q, device=columns.device)[:, None] + inputs.offset
-            seen = columns[:, None, None] <= row if inputs.causal else there
-            return score.masked_fill(~(seen & there), -torch.inf)
-        mask = inputs.mask.expand(columns.shape[0], -1, -1, -1)
-        index = columns.clamp(0, n_k - 1)[:, None, None].expand(*mask.shape[:3], -1)
-        picked = mask.gather(-1, index)
-    if picked.dtype != torch.bool:
-        score = score + picked
-    seen = shows(picked) if there is None else shows(picked) & there
-    # Hidden keys are dropped by where, not by a product: their score may overflow exp.
-    return score.masked_fill(~seen, -torch.inf)
-
-
-def _picked(x: Tensor, columns: Tensor, n_groups: int) -> Float[Tensor, "batch head n d"]:
-    """Keys or values at some columns, float32, one for each query head."""
-    rows = torch.arange(columns.shape[0], device=columns.device)[:, None]
-    picked = x.transpose(1, 2)[rows, columns.clamp(0, x.shape[2] - 1)]
-    return picked.transpose(1, 2).float().repeat_interleave(n_groups, dim=1)
+        return picked_keys(self.inputs.value, columns, self.inputs.n_groups)
 
 
 @dataclass(frozen=True)
@@ -191,6 +125,20 @@ class TiledCall:
 
 
 @dataclass(frozen=True)
+class RowCall:
+    """One new query of a layer behind a cache."""
+
+    inputs: AttentionInputs
+    n_before: int
+    """Position of the query; above 0."""
+    first_column: int
+    """Position of the first key: above 0 where a sliding window's cache has let keys go."""
+    first_key: Int[Tensor, " batch"] | None
+    """Column of each prompt's first real token; None: 0 for all; below 0: it has left the cache."""
+    shared: Shared
+
+
+@dataclass(frozen=True)
 class AttentionEdit:
     """An exact change of one layer's attention, in both forms."""
 
@@ -208,14 +156,31 @@ class AttentionEdit:
     place; None: it remembers nothing."""
     first_key_bias: Float[Tensor, " head"] | None = None
     """Set where the whole edit is this on the first key's score, so that a kernel may add it itself."""
+    first_key_change: Callable[[RowCall], Tensor] | None = None
+    """The same where it is another number for every query: [batch head], for one new query."""
+    row: Callable[[RowCall, Tensor, Tensor | None], Tensor] | None = None
+    """(call, pattern [batch head 1 k_pos], what goes to a learned sink [batch head 1]) -> pattern: the
+    edit of one new query's row, for edits that need the pattern."""
     checked: Callable[[AttentionCall, Tensor], Tensor | None] | None = None
     """``output`` where how accurate it is shows on the call alone: None, and tiles are changed."""
     gain: float = 1.0
     """At most how many times as large the rounding of z is in what ``output`` makes of it."""
 
     def uses_output(self, dtype: torch.dtype) -> bool:
-        """Whether the output form is accurate in this precision: else tiles are changed, in float32."""
+        """Whether the output form is accurate in this precision: else tiles are changed."""
         return self.output is not None and self.gain <= largest_gain(dtype)
+
+    @property
+    def is_on_first_key(self) -> bool:
+        """Whether the whole edit adds something to the score of the first key."""
+        return self.first_key_bias is not None or self.first_key_change is not None
+
+    def added_to_first_key(self, call: RowCall) -> Float[Tensor, "*batch head"]:
+        """What one new query's score on the first key gains."""
+        if self.first_key_bias is not None:
+            return self.first_key_bias
+        assert self.first_key_change is not None  # asked of edits on the first key
+        return self.first_key_change(call)
 
     @property
     def site(self) -> Site:
@@ -225,7 +190,7 @@ class AttentionEdit:
 
 def largest_gain(dtype: torch.dtype) -> float:
     """How much an output form may amplify the rounding of z: to 6e-6 of the values, or twice its own."""
-    return 50.0 if dtype == torch.float32 else 2.0
+    return 50.0 if dtype in (torch.float32, torch.float64) else 2.0
 
 
 @dataclass(frozen=True)

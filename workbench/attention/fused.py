@@ -9,9 +9,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from workbench.attention.streaming import AttentionInputs, shows
+from workbench.attention.scores import shows
+from workbench.attention.streaming import AttentionInputs
 
-_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+_FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 def fused_attention(

@@ -15,15 +15,18 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
+from jaxtyping import Int
 from torch import Tensor, nn
 
 from workbench.attention.compute import Pass, compute
+from workbench.attention.decode import Handed
 from workbench.attention.edits import (
     ActivationEdit,
     AttentionEdit,
     Edit,
 )
 from workbench.attention.rows import rows_of_call
+from workbench.attention.shared import Shared
 from workbench.attention.statistics import WholePattern
 from workbench.attention.streaming import (
     AttentionInputs,
@@ -111,6 +114,8 @@ class AttentionSession:
     calls: Counter[int] = field(default_factory=Counter)
     seen: Counter[int] = field(default_factory=Counter)
     """Tokens each layer has been given, to notice a sliding cache that dropped the first."""
+    _shared: Shared = field(default_factory=Shared)
+    _last_layer: int = -1
 
     def __enter__(self) -> "AttentionSession":
         """Make it the session of its modules."""
@@ -149,6 +154,9 @@ class AttentionSession:
         """Run one layer's attention, read what is asked and apply the edits."""
         layer = self.layers[module]
         self.calls[layer] += 1
+        if layer <= self._last_layer:
+            self._shared = Shared()  # a new pass
+        self._last_layer = layer
         n_q, n_k = query.shape[2], key.shape[2]
         # As many queries as keys: a first pass, or one without a cache; the count starts anew.
         seen = self.seen[layer] = n_q + (self.seen[layer] if n_q < n_k else 0)
@@ -159,7 +167,7 @@ class AttentionSession:
             query,
             key if filled else key[:, :, :seen],
             value if filled else value[:, :, :seen],
-            whole_mask if filled or whole_mask is None else whole_mask[..., :seen],
+            whole_mask if filled else self._shared.get("filled", _filled, whole_mask, seen),
             scaling,
             softcap=kwargs.get("softcap"),
             sinks=kwargs.get("s_aux"),
@@ -178,12 +186,12 @@ class AttentionSession:
         attention_edits = [edit for edit in edits if isinstance(edit, AttentionEdit)]
         first_key = self._first_key(inputs, layer)
 
-        def stock() -> Tensor:
+        def stock(mask: Tensor | None) -> Tensor:
             run = stock_attention(self.stock, module)
             return run(module, query, key, value, mask, dropout=0.0, scaling=scaling, **kwargs)[0]
 
-        rows = self._rows(inputs)
-        pass_ = Pass(inputs, layer, first_key, rows, seen - n_q, self.stock == "sdpa")
+        rows, handed = self._rows(inputs), Handed(mask, n_k, self.stock == "sdpa")
+        pass_ = Pass(inputs, layer, first_key, rows, seen - n_q, handed, self._shared)
         z, found = compute(pass_, statistics, attention_edits, stock)
         for edit in edits:
             if isinstance(edit, ActivationEdit):
@@ -193,14 +201,11 @@ class AttentionSession:
 
     def _first_key(self, inputs: AttentionInputs, layer: int) -> Tensor | None:
         dropped = max(0, self.seen[layer] - inputs.key.shape[2])
-        first = self.first_key
-        if first is None and not dropped:
+        if self.first_key is None and not dropped:
             return None
-        if first is None:
-            first = torch.zeros(1, dtype=torch.long)
-        batch = inputs.query.shape[0]
-        # Beams and several samples repeat each prompt's row.
-        return first.to(inputs.query.device).repeat_interleave(batch // first.shape[0]) - dropped
+        size, device = (inputs.query.shape[0], dropped), inputs.query.device
+        found: Tensor = self._shared.get("first key", _columns_of, self.first_key, *size, device)
+        return found
 
     def _rows(self, inputs: AttentionInputs) -> Tensor | None:
         """Which rows are real; new tokens are."""
@@ -240,6 +245,20 @@ def reduced(activation: Tensor, reduce: Callable[[Tensor], Any] | None) -> Any:
         return activation.detach().to("cpu", torch.float32, copy=True)
     result = reduce(activation)
     return result.cpu() if isinstance(result, Tensor) else result
+
+
+def _filled(mask: Tensor | None, seen: int) -> Tensor | None:
+    """The part of a static cache's mask that is about tokens so far."""
+    return None if mask is None else mask[..., :seen]
+
+
+def _columns_of(
+    first: Tensor | None, batch: int, dropped: int, device: torch.device
+) -> Int[Tensor, " batch"]:
+    """Where the first key of every row is; beams and several samples repeat each prompt's row."""
+    if first is None:
+        first = torch.zeros(1, dtype=torch.long)
+    return first.to(device).repeat_interleave(batch // first.shape[0]) - dropped
 
 
 def _is_causal(module: nn.Module, said: bool | None) -> bool:

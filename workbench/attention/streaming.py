@@ -16,6 +16,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from workbench.attention.scores import capped, masked, shows, softmax, wide, wide_dtype
+
 TILE_FLOATS = 1 << 20
 """Numbers in one tile of the pattern (4 MiB). With 128 rows a tile, this was fastest from T = 256
 to 4096; see docs/log.md."""
@@ -135,7 +137,7 @@ def attend(
     want: tuple[str, ...] = ("output",),
     change: Change | None = None,
 ) -> Attended:
-    """Compute attention and statistics of its pattern in one tiled pass, in float32.
+    """Compute attention and statistics of its pattern in one tiled pass, in float32 (or float64: ``wide``).
 
     Args:
         inputs: Queries, keys, values, mask and scaling of one layer.
@@ -152,7 +154,7 @@ def attend(
     if "output" in want:
         output = inputs.query.new_empty(batch, n_q, n_heads, inputs.value.shape[-1])
     if "log_sum" in want:
-        log_sum = inputs.query.new_empty(batch, n_heads, n_q, dtype=torch.float32)
+        log_sum = inputs.query.new_empty(batch, n_heads, n_q, dtype=wide_dtype(inputs.query))
     for tile in _tiles(inputs, whole_heads=change is not None):
         block = source.block(tile, row_valid, log_sum)
         if change is not None:
@@ -167,9 +169,10 @@ def attend(
 
 
 def attention_scores(inputs: AttentionInputs) -> Float[Tensor, "batch head q_pos k_pos"]:
-    """All scaled, capped and masked scores before softmax, in float32; hidden entries -inf."""
+    """All scaled, capped and masked scores before softmax, ``wide``; hidden entries -inf."""
     source, n_k = _Source.of(inputs), inputs.key.shape[2]
-    whole = inputs.query.new_full((*inputs.query.shape[:3], n_k), -torch.inf, dtype=torch.float32)
+    shape, dtype = (*inputs.query.shape[:3], n_k), wide_dtype(inputs.query)
+    whole = inputs.query.new_full(shape, -torch.inf, dtype=dtype)
     for tile in _tiles(inputs, whole_heads=False):
         heads = source.heads(tile)
         whole[tile.batches, heads, tile.rows, tile.columns] = source.scores(tile)
@@ -218,7 +221,7 @@ class _Source:
 
     @staticmethod
     def of(inputs: AttentionInputs) -> "_Source":
-        key, value = inputs.key.float(), inputs.value.float()
+        key, value = wide(inputs.key), wide(inputs.value)
         if inputs.query.shape[0] > 1:
             # A product over prompts and heads at once would copy a strided key for every tile.
             key, value = key.contiguous(), value.contiguous()
@@ -232,16 +235,15 @@ class _Source:
     def scores(self, tile: _Tile) -> Float[Tensor, "tile_batch tile_head q_block k_span"]:
         """Scaled, capped and masked scores of a tile; hidden entries are -inf."""
         inputs = self.inputs
-        query = inputs.query[tile.batches, self.heads(tile), tile.rows].float() * inputs.scaling
+        query = wide(inputs.query[tile.batches, self.heads(tile), tile.rows]) * inputs.scaling
         n_prompts, n_heads, n_rows, d_head = query.shape
         # Query heads of one group are stacked as rows: keys are never repeated.
         query = query.reshape(n_prompts, n_heads // inputs.n_groups, -1, d_head)
         scores = torch.matmul(query, self.key[tile.batches, tile.kv_heads, :, tile.columns])
         scores = scores.view(n_prompts, n_heads, n_rows, -1)
-        if inputs.softcap is not None:
-            scores = torch.tanh(scores / inputs.softcap) * inputs.softcap
+        scores = capped(scores, inputs.softcap)
         if inputs.mask is not None:
-            return _masked(scores, self._mask(tile))
+            return masked(scores, self._mask(tile))
         if inputs.causal:
             # Only the last columns hold keys that some row of the tile must not see.
             hidden = torch.ones(n_rows, n_rows, dtype=torch.bool, device=scores.device).triu(1)
@@ -260,10 +262,10 @@ class _Source:
         scores = self.scores(tile)
         heads = self.heads(tile)
         if self.inputs.sinks is not None:
-            sink = self.inputs.sinks.float()[heads, None, None].expand(*scores.shape[:3], 1)
+            sink = self.inputs.sinks.to(scores)[heads, None, None].expand(*scores.shape[:3], 1)
             scores = torch.cat([scores, sink], dim=-1)
         top = None if log_sum is None else scores.amax(dim=-1)
-        pattern = _softmax(scores)
+        pattern = softmax(scores)
         if log_sum is not None and top is not None:
             # p_max = exp(s_max - log_sum): what softmax divided by, without another exp.
             log_sum[tile.batches, heads, tile.rows] = top - pattern.amax(dim=-1).log()
@@ -294,24 +296,3 @@ class _Source:
         pattern = block.pattern.reshape(n_prompts, n_heads // self.inputs.n_groups, -1, span)
         mixed = torch.matmul(pattern, self.value[tile.batches, tile.kv_heads, tile.columns])
         return mixed.view(n_prompts, n_heads, n_rows, -1)
-
-
-def _softmax(scores: Tensor) -> Tensor:
-    if scores.device.type == "cpu" and not scores.requires_grad:
-        # Row by row and in place: a tile is read from memory once.
-        return torch.softmax(scores, dim=-1, out=scores)
-    return torch.softmax(scores, dim=-1)
-
-
-def shows(mask: Tensor) -> Bool[Tensor, "..."]:
-    """Where a bool or additive mask lets a query see a key."""
-    if mask.dtype == torch.bool:
-        return mask
-    # transformers hides with the dtype's minimum, or with -inf.
-    return mask > torch.finfo(mask.dtype).min / 2
-
-
-def _masked(scores: Tensor, mask: Tensor) -> Tensor:
-    if mask.dtype != torch.bool:
-        scores = scores + mask
-    return scores.masked_fill_(~shows(mask), -torch.inf)

@@ -7,7 +7,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from workbench.attention.edits import AttentionEdit, Factor, TiledCall
+from workbench.attention.edits import AttentionEdit, TiledCall
+from workbench.attention.key_scores import Factor
+from workbench.attention.scores import wide
 from workbench.attention.statistics import ColumnMean
 from workbench.attention.streaming import PatternBlock, PatternShape, PatternStatistic
 from workbench.errors import CapabilityError
@@ -60,12 +62,12 @@ def change_pattern(
 
 
 def _rows_as_meant(pattern: Float[Tensor, "*batch k_pos"]) -> Float[Tensor, "*batch k_pos"]:
-    """In float32; rows that half precision has rounded off a sum of 1 sum to 1 again.
+    """``wide``; rows that half precision has rounded off a sum of 1 sum to 1 again.
 
     Otherwise what rounding took would pass for the share of a learned sink.
     """
-    whole = pattern.float()
-    if pattern.dtype == torch.float32:
+    whole = wide(pattern)
+    if pattern.dtype == whole.dtype:
         return whole
     total = whole.sum(dim=-1, keepdim=True)
     rounded = (total - 1.0).abs() <= torch.finfo(pattern.dtype).eps

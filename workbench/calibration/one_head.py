@@ -96,4 +96,6 @@ def _where(chosen: Bool[Tensor, "batch head"], edit: AttentionEdit) -> Attention
         pattern=edit.pattern and whole(edit.pattern),
         begin=edit.begin and tiled(edit.begin),
         first_key_bias=None,  # one bias a head serves no row by itself
+        first_key_change=None,
+        row=None,
     )

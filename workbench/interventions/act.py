@@ -27,10 +27,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from workbench.attention.edits import AttentionEdit, Edit, TiledCall
+from workbench.attention.edits import AttentionEdit, Edit, RowCall, TiledCall
+from workbench.attention.scores import wide
 from workbench.attention.streaming import (
     PatternAccumulator,
     PatternBlock,
@@ -42,6 +43,9 @@ from workbench.interventions.base import Heads, heads_by_layer
 from workbench.interventions.running_columns import Place, RunningColumns
 from workbench.models.base import ModelSpec
 from workbench.settings import check_settings, setting
+
+SMALLEST = 1e-38
+"""What a row without anything but sinks is divided by."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +109,7 @@ class ACT:
             whole = self._sinks_of_all_rows(call)[:, picked] if ahead else None
 
             def change(block: PatternBlock) -> Tensor:
-                part = block.pattern[:, picked].float()
+                part = wide(block.pattern[:, picked])
                 place = Place(call, block)
                 if whole is None:
                     sinks = columns.advance(place, part) > self.bound(place)
@@ -122,7 +126,31 @@ class ACT:
 
             return change
 
-        return AttentionEdit(layer, None, None, begin, columns.reorder)
+        def row(call: RowCall, pattern: Tensor, outside: Tensor | None) -> Tensor:
+            if heads is None:
+                return self._damp_row(call, columns, pattern, outside)
+            edited = pattern.clone()
+            others = None if outside is None else outside[:, heads]
+            edited[:, heads] = self._damp_row(call, columns, pattern[:, heads], others)
+            return edited
+
+        return AttentionEdit(layer, None, None, begin, columns.reorder, row=row)
+
+    def _damp_row(
+        self,
+        call: RowCall,
+        columns: RunningColumns,
+        part: Float[Tensor, "batch head one k_pos"],
+        outside: Float[Tensor, "batch head one"] | None,
+    ) -> Float[Tensor, "batch head one k_pos"]:
+        """The rule for a decoded token, alike in both modes."""
+        n_keys = part.shape[-1]
+        # From the first key in the cache, as columns count.
+        row = call.n_before - call.first_column
+        rule, place = (self.alpha, self.protect_first), (call.first_key, n_keys, row, part.device)
+        bound = call.shared.get("act", _row_bound, *rule, *place)
+        received = columns.follow(part, call.first_column)
+        return damp(part, received > bound, self.beta, outside=outside)
 
     def bound(self, place: Place) -> Float[Tensor, "batch one q_pos k_pos"]:
         """What a key of each row must have received so far to be a sink: alpha / n times its rows.
@@ -142,6 +170,22 @@ class ACT:
         judged = keys > first if self.protect_first else keys >= first
         n_tokens = call.n_tokens.to(mean.device)[:, None, None]
         return judged & (mean * n_tokens > self.alpha)
+
+
+def _row_bound(
+    alpha: float,
+    protect_first: bool,
+    first_key: Int[Tensor, " batch"] | None,
+    n_keys: int,
+    row: int,
+    device: torch.device,
+) -> Float[Tensor, "#batch one one2 k_pos"]:
+    """``ACT.bound`` for one decoded token, its column and that of the first key given."""
+    keys = torch.arange(n_keys, device=device)
+    first = keys[:1, None] if first_key is None else first_key[:, None]
+    bound = (row - keys + 1) * (alpha / (row - first + 1))
+    judged = keys > first if protect_first else keys >= first
+    return bound.masked_fill(~judged, torch.inf)[:, None, None]
 
 
 def damp(
@@ -164,15 +208,15 @@ def damp(
     # Most decoded rows have no sink; on a GPU the question would make it wait.
     if sinks.device.type == "cpu" and not bool(sinks.any()):
         return pattern
-    damped = pattern.masked_fill(~sinks, 0.0).sum(dim=-1, keepdim=True)
-    # Not 1 - damped: where nearly all goes to sinks, little would be right of it.
-    rest = pattern.masked_fill(sinks, 0.0).sum(dim=-1, keepdim=True)
+    on_sinks = torch.where(sinks, pattern, 0.0)
+    on_rest = pattern - on_sinks
+    # Not 1 - the sinks' sum: where nearly all goes to sinks, little would be right of it.
+    rest = on_rest.sum(dim=-1, keepdim=True)
     if outside is not None:
         rest = rest + outside[..., None]
-    alive = rest > 0.0
-    on_sinks = torch.where(alive, beta, 1.0)
-    on_rest = torch.where(alive, 1.0 + (1.0 - beta) * damped / rest, 1.0)
-    return pattern * torch.where(sinks, on_sinks, on_rest)
+    freed = (rest > 0.0).to(rest) * (1.0 - beta)
+    gain = freed * on_sinks.sum(dim=-1, keepdim=True) / rest.clamp(min=SMALLEST)
+    return torch.addcmul(pattern, on_sinks, freed, value=-1.0).addcmul_(on_rest, gain)
 
 
 @dataclass(frozen=True)

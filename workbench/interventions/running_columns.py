@@ -64,10 +64,24 @@ class RunningColumns:
 
     def open(self, call: TiledCall) -> None:
         """Take notice of a new call: keys that have left the cache leave the sums."""
-        gone = call.first_column - self._first_column
-        if self._total is not None and call.n_before > 0 and gone > 0:
-            self._total = self._total[..., gone:]
+        if call.n_before > 0:
+            self._let_go(call.first_column)
         self._first_column = call.first_column
+
+    def _let_go(self, first_column: int) -> None:
+        gone = first_column - self._first_column
+        if self._total is not None and gone > 0:
+            self._total = self._total[..., gone:]
+        self._first_column = first_column
+
+    def follow(
+        self, row: Float[Tensor, "batch head one k_pos"], first_column: int
+    ) -> Float[Tensor, "batch head one k_pos"]:
+        """Add a decoded token's row; returns what each key has received up to it."""
+        assert self._total is not None  # the prompt has come before
+        self._let_go(first_column)
+        total = self._room_for(row.shape[-1])[..., : row.shape[-1]]
+        return total.add_(row[:, :, 0])[:, :, None]
 
     def reorder(self, rows: Int[Tensor, " batch"]) -> None:
         """Beam search has put other rows in each one's place: take theirs over."""
@@ -103,6 +117,10 @@ class RunningColumns:
         batch, stop = place.call.first_key.shape[0], place.block.columns.stop
         if self._total is None or (place.call.n_before <= 0 and self._total.shape[0] != batch):
             self._total = part.new_zeros(batch, part.shape[1], stop + SPARE_COLUMNS)
+        return self._room_for(stop)
+
+    def _room_for(self, stop: int) -> Float[Tensor, "batch head k_pos"]:
+        assert self._total is not None  # made before
         missing = stop - self._total.shape[-1]
         if missing > 0:
             # With every token comes a key: room is made for many at once.

@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from workbench.attention.edits import AttentionCall, AttentionEdit, Edit
+from workbench.attention.scores import wide
 from workbench.errors import ConfigError
 from workbench.interventions.base import Heads, heads_by_layer
 from workbench.models.base import ModelSpec
@@ -75,7 +76,7 @@ def scale_mixed(
     """The output form: from z, the weights on the keys and their values."""
     leverage = (factor - 1.0) * weights
     mixed = (leverage @ values).transpose(1, 2)
-    return (z.float() + mixed) / (1.0 + leverage.sum(dim=-1).transpose(1, 2)[..., None])
+    return (wide(z) + mixed) / (1.0 + leverage.sum(dim=-1).transpose(1, 2)[..., None])
 
 
 def scale_columns(

@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from workbench.attention.edits import AttentionCall, AttentionEdit, Edit
+from workbench.attention.scores import wide
 from workbench.interventions.base import Heads, heads_by_layer
 from workbench.models.base import ModelSpec
 
@@ -51,7 +52,7 @@ class UniformAttention:
 
     def _mean_value(self, call: AttentionCall) -> Float[Tensor, "batch q_pos head d_value"]:
         inputs = call.inputs
-        value = inputs.value.float()
+        value = wide(inputs.value)
         if inputs.mask is None and inputs.causal and not self.skip_first:
             # Running means: no q_pos x k_pos matrix, however long the prompt.
             count = torch.arange(1, value.shape[2] + 1, device=value.device)
@@ -59,7 +60,7 @@ class UniformAttention:
         else:
             first = call.first_key_index()
             weights = uniform_weights(inputs.visible(), first, skip_first=self.skip_first)
-            mean = weights @ value
+            mean = weights.to(value) @ value
         return mean.repeat_interleave(inputs.n_groups, dim=1).transpose(1, 2)
 
 

@@ -32,10 +32,12 @@ from workbench.attention.edits import (
     AttentionCall,
     AttentionEdit,
     Edit,
-    Factor,
+    RowCall,
     TiledCall,
     largest_gain,
 )
+from workbench.attention.key_scores import Factor, first_key_gain
+from workbench.attention.scores import wide
 from workbench.attention.streaming import PatternBlock
 from workbench.errors import ConfigError
 from workbench.interventions.base import Heads, heads_by_layer
@@ -93,12 +95,22 @@ class ZeroTuning:
             ConfigError: A head that the model does not have, or not one gamma a head.
         """
         gammas = self.table(spec)
-        edit = self._edit_score if self.mode == "score" else self._edit_key
-        return [edit(layer, row) for layer, row in enumerate(gammas) if bool(torch.any(row != 1.0))]
+        if self.mode == "key":
+            return [self._edit_key(layer, gammas[layer]) for layer in _changed(gammas)]
+        biases: dict[tuple[float, ...], Tensor] = {}
+        return [
+            self._edit_score(
+                # Layers with the same gammas share one bias, and so one mask a pass.
+                layer,
+                gammas[layer],
+                biases.setdefault(tuple(gammas[layer].tolist()), gammas[layer].log()),
+            )
+            for layer in _changed(gammas)
+        ]
 
     def table(self, spec: ModelSpec) -> Float[Tensor, "layer head"]:
         """Every head's gamma; 1 for those that are left alone."""
-        found = torch.ones(spec.n_layers, spec.n_heads)
+        found = torch.ones(spec.n_layers, spec.n_heads, dtype=torch.float64)
         grouped = heads_by_layer(self.heads, spec)
         if not isinstance(self.gamma, tuple):
             for layer, heads in grouped.items():
@@ -112,16 +124,18 @@ class ZeroTuning:
                 f"{found.numel()} heads of {spec.name}; got {len(self.gamma)}; name heads, or give all"
             )
         else:
-            found = torch.tensor(self.gamma).view_as(found)
+            found = torch.tensor(self.gamma, dtype=torch.float64).view_as(found)
         return found
 
-    def _edit_score(self, layer: int, gammas: Float[Tensor, " head"]) -> AttentionEdit:
+    def _edit_score(
+        self, layer: int, gammas: Float[Tensor, " head"], bias: Float[Tensor, " head"]
+    ) -> AttentionEdit:
         excess, by_head = (gammas - 1.0)[:, None], gammas[:, None]
 
         def output(call: AttentionCall, z: Tensor) -> Tensor:
             # (g - 1) a_0 / (1 + (g - 1) a_0), divided by a_0: where the key is hidden, 1 / a_0 is infinite.
             inverse = torch.exp(call.surprise(call.first_products()))
-            above = excess.to(inverse.device)
+            above = excess.to(inverse)
             return _moved(z, above / (inverse + above), call.first_values())
 
         def pattern(pattern: Tensor, first_key: Tensor) -> Tensor:
@@ -129,7 +143,7 @@ class ZeroTuning:
 
         # Under a gamma below 1 a row that is all sink has D = gamma.
         gain = 1.0 / min(1.0, float(gammas.min()))
-        return AttentionEdit(layer, output, pattern, first_key_bias=gammas.log(), gain=gain)
+        return AttentionEdit(layer, output, pattern, first_key_bias=bias, gain=gain)
 
     def _edit_key(self, layer: int, gammas: Float[Tensor, " head"]) -> AttentionEdit:
         def leverage(call: AttentionCall) -> Float[Tensor, "batch head q_pos"]:
@@ -157,7 +171,10 @@ class ZeroTuning:
 
             return change
 
-        return AttentionEdit(layer, output, None, begin, checked=checked)
+        def change(call: RowCall) -> Float[Tensor, "batch head"]:
+            return first_key_gain(call.inputs, call.first_key, gammas)[..., 0]
+
+        return AttentionEdit(layer, output, None, begin, checked=checked, first_key_change=change)
 
 
 def _query_gammas(
@@ -169,6 +186,12 @@ def _query_gammas(
     columns = first_key[:, None]
     change = scores(columns, gammas) - scores(columns, 1)
     return torch.exp(change[..., 0].clamp(max=LARGEST_LOG)).nan_to_num(nan=1.0)
+
+
+def _changed(gammas: Float[Tensor, "layer head"]) -> list[int]:
+    """The layers in which some gamma is not 1."""
+    found: list[int] = (gammas != 1.0).any(dim=1).nonzero()[:, 0].tolist()
+    return found
 
 
 def scale_first_key(
@@ -196,7 +219,7 @@ def _moved(
     value: Float[Tensor, "batch head d_value"],
 ) -> Float[Tensor, "batch q_pos head d_value"]:
     """A step from z towards v_0; where it is 0, z stays bit for bit."""
-    moved = torch.lerp(z.float(), value.float()[:, None], step.transpose(1, 2)[..., None])
+    moved = torch.lerp(wide(z), wide(value)[:, None], step.transpose(1, 2)[..., None])
     return moved.to(z.dtype)
 
 
