@@ -159,6 +159,8 @@ class Tab:
     def choose(self, label, text):
         """Choose from a list by typing, as a person without a mouse does."""
         box = self.page.get_by_role("combobox", name=label)
+        if box.input_value() == text:
+            return
         box.focus()
         self.page.evaluate(NEXT_FRAMES)  # a list closes when the page scrolls under it
         box.fill(text)
