@@ -47,13 +47,13 @@ class Request:
     """What a job is to do."""
 
     kind: str
-    """``run`` or ``train``."""
+    """``run``, ``train`` or ``sweep``."""
     name: str
-    """The probe or the toy task."""
+    """The probe, the toy task, or ``sweep``."""
     arguments: tuple[str, ...]
     """The command line after ``workbench``."""
     about: dict[str, Any] = field(default_factory=dict)
-    """Model, data, settings: for the page, and for the notebook that repeats the run."""
+    """Model, data, settings, a plan's key: for the page, and for the notebook that repeats the run."""
 
     @property
     def hash(self) -> str:

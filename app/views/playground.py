@@ -10,12 +10,12 @@ import plotly.graph_objects as go
 import streamlit as st
 
 from app import models, playing, url
-from app.components.head_view import prompt_area
 from app.components.intervention_file import intervention_file
 from app.components.intervention_form import intervention_form
 from app.components.layout import page
 from app.components.pickers import model_picker
 from app.components.text import plain
+from app.components.text_area import url_text_area
 from probes.figures.heatmap import HeadNumbers, layer_head_heatmap
 from probes.figures.theme import SERIES, TEMPLATE, head_name
 from workbench.errors import WorkbenchError
@@ -28,7 +28,7 @@ def playground_page() -> None:
     """Generate twice, stock and edited, and look at what changed."""
     with page("playground", "Playground"):
         name = model_picker("play")
-        prompt = prompt_area("prompt", EXAMPLE, "play prompt")
+        prompt = url_text_area("prompt", "Prompt", EXAMPLE, "play prompt")
         n_new = _n_new()
         n_layers, n_heads = models.head_counts(name)
         with st.expander("Intervention", expanded=True):
