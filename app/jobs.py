@@ -230,7 +230,7 @@ def log_tail(job: Job, lines: int = 40) -> str:
     return "\n".join(message_of(line) for line in kept[-lines:])
 
 
-def _birth(status: dict[str, Any]) -> str | None:
+def _birth(status: Mapping[str, Any]) -> str | None:
     """When the process began, as ``birth_of`` tells it; None where the file holds no such text."""
     birth = status.get("birth")
     return birth if isinstance(birth, str) else None
