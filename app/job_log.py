@@ -28,10 +28,15 @@ _STEP = re.compile(r"step (\d+)/(\d+)")
 
 
 def numbers_of(line: str) -> tuple[int, int] | None:
-    """Progress in a line of a log: ``{"done": 3, "total": 8}`` or ``step 3/8 ...``."""
+    """Progress in a line of a log: ``{"done": 3, "total": 8}`` or ``step 3/8 ...``.
+
+    A line of a sweep tells of a cell, and under "sweep" of the whole, which counts.
+    """
     if match := _STEP.match(line):
         return int(match[1]), int(match[2])
     told = _object(line)
+    whole = told.get("sweep")
+    told = whole if isinstance(whole, dict) else told
     done, total = told.get("done"), told.get("total")
     return (done, total) if isinstance(done, int) and isinstance(total, int) else None
 

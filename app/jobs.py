@@ -47,13 +47,13 @@ class Request:
     """What a job is to do."""
 
     kind: str
-    """``run`` or ``train``."""
+    """``run``, ``train`` or ``sweep``."""
     name: str
-    """The probe or the toy task."""
+    """The probe, the toy task, or ``sweep``."""
     arguments: tuple[str, ...]
     """The command line after ``workbench``."""
     about: dict[str, Any] = field(default_factory=dict)
-    """Model, data, settings: for the page, and for the notebook that repeats the run."""
+    """Model, data, settings, a plan's key: for the page, and for the notebook that repeats the run."""
 
     @property
     def hash(self) -> str:
@@ -230,7 +230,7 @@ def log_tail(job: Job, lines: int = 40) -> str:
     return "\n".join(message_of(line) for line in kept[-lines:])
 
 
-def _birth(status: dict[str, Any]) -> str | None:
+def _birth(status: Mapping[str, Any]) -> str | None:
     """When the process began, as ``birth_of`` tells it; None where the file holds no such text."""
     birth = status.get("birth")
     return birth if isinstance(birth, str) else None
@@ -238,24 +238,30 @@ def _birth(status: dict[str, Any]) -> str | None:
 
 def _state(folder: Path, status: Mapping[str, Any]) -> str:
     final = status.get("state")
-    if final in ("done", "failed", "cancelled"):
+    if final in ("done", "failed"):
         return str(final)
     asked = (folder / "cancel.json").exists()
     pid = status.get("pid")
     if not isinstance(pid, int):
-        if asked:
-            return "cancelled"
-        try:
-            age = time.time() - folder.stat().st_mtime
-        except OSError:
-            return "killed"
-        return "starting" if age < START_SECONDS else "killed"
+        return _unannounced(folder, asked=asked)
     if is_alive(pid, _birth(status)):
-        return "stopping" if asked else "running"
+        # One that has noted its cancelling still closes its libraries; cancelled means gone.
+        return "stopping" if asked or final == "cancelled" else "running"
     # It may have written its end between the two looks.
     final = read_object(folder / "status.json").get("state")
     if final in ("done", "failed", "cancelled"):
         return str(final)
+    return "cancelled" if asked else "killed"
+
+
+def _unannounced(folder: Path, *, asked: bool) -> str:
+    """The state of a job whose process has not said its number yet, or never will."""
+    try:
+        age = time.time() - folder.stat().st_mtime
+    except OSError:
+        return "killed"
+    if age < START_SECONDS:
+        return "stopping" if asked else "starting"
     return "cancelled" if asked else "killed"
 
 

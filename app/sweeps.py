@@ -1,7 +1,8 @@
 """Sweeps as their folders tell them: how far each is, and every cell of it.
 
-A sweep is started from the command line, on this machine or another one that writes to the same
-store; a page only looks. ``workbench.execute.sweep`` says what lies in a sweep's folder.
+A sweep is started on its page, as a job, or from the command line, on this machine or another one
+that writes to the same store; here it is only looked at. What lies in a sweep's folder is told in
+``workbench.execute.sweep``.
 """
 
 import os

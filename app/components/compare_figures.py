@@ -13,7 +13,8 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from app.components.arrays import array_of
-from probes.figures.theme import DASHES, DIVERGING, SEQUENTIAL, SERIES, TEMPLATE
+from app.components.figures import HEAD_AXES
+from probes.figures.theme import DASHES, DIVERGING, SEQUENTIAL, SERIES, TEMPLATE, plain
 
 MOST_LINES = 60
 """Lines in one comparison; of figures with more, the first of each are taken and it is said."""
@@ -43,8 +44,8 @@ def overlaid(figures: Mapping[str, go.Figure]) -> tuple[go.Figure, str]:
         left_out += max(0, len(traces) - each)
         for number, trace in enumerate(traces[:each]):
             _mark(trace, index)
-            trace.legendgroup, trace.showlegend = name, number == 0
-            trace.name = name
+            trace.legendgroup, trace.showlegend = f"result {index}", number == 0
+            trace.name = plain(name)
             merged.add_trace(trace)
     merged.update_layout(showlegend=True)
     note = f"{left_out} lines are not drawn: at most {MOST_LINES} fit here." if left_out else ""
@@ -97,19 +98,20 @@ def map_differences(figures: Mapping[str, go.Figure]) -> tuple[go.Figure | None,
     )  # fmt: skip
     gaps = [maps[name] - maps[base_name] for name in same]
     reach = max(float(np.nanmax(np.abs(gap), initial=0.0)) for gap in gaps) or 1.0
-    for column, gap in enumerate(gaps, start=1):
-        hover = "<b>layer %{y}, head %{x}</b><br>difference: %{z:+.4g}<extra></extra>"
-        panels.add_trace(
-            go.Heatmap(z=gap, hovertemplate=hover, hoverongaps=False, coloraxis="coloraxis"),
-            row=1, col=column,
-        )  # fmt: skip
     first = next(iter(figures.values()))
+    place, hover = _map_of(first), f"<b>{_cell_text(first)}</b><br>difference: %{{z:+.4g}}"
+    for column, gap in enumerate(gaps, start=1):
+        drawn = go.Heatmap(
+            z=gap, x=place.x, y=place.y, hovertemplate=f"{hover}<extra></extra>",
+            hoverongaps=False, coloraxis="coloraxis",
+        )  # fmt: skip
+        panels.add_trace(drawn, row=1, col=column)
     scale = {"colorscale": DIVERGING, "cmin": -reach, "cmax": reach}
-    missing = [_short(name) for name in others if name not in same]
+    missing = [name for name in others if name not in same]
     notes = [f"Each minus {base_name}."]
     notes += ["The maps are equal."] if all(np.all(gap == 0) for gap in gaps) else []
     notes += [f"Of another size, so without a difference: {', '.join(missing)}."] if missing else []
-    return _finished(panels, first, scale, "difference"), " ".join(notes)
+    return _finished(panels, first, scale, f"difference: {_unit(first)}"), " ".join(notes)
 
 
 def line_differences(figures: Mapping[str, go.Figure]) -> tuple[go.Figure | None, str]:
@@ -124,15 +126,17 @@ def line_differences(figures: Mapping[str, go.Figure]) -> tuple[go.Figure | None
             if twin is None or matched >= MOST_LINES // len(figures) or not _same_x(trace, twin):
                 continue
             gap = array_of(trace.y).astype(float) - array_of(twin.y).astype(float)
-            line = go.Scatter(x=array_of(trace.x), y=gap, mode="lines", name=name)
+            line = go.Scatter(x=array_of(trace.x), y=gap, mode="lines", name=plain(name))
             _mark(line, index)
-            line.update(legendgroup=name, showlegend=matched == 0)
+            line.update(legendgroup=f"result {index}", showlegend=matched == 0)
             line.hovertemplate = f"{trace.name or ''}<br>%{{x}}: %{{y:+.4g}}"
             drawn.add_trace(line)
             matched += 1
     if not drawn.data:
         return None, "Their difference is not shown: no two lines have the same name and x."
+    title = drawn.layout.yaxis.title.text
     drawn.update_yaxes(type="linear", zeroline=True, zerolinecolor="#787878", autorange=True)
+    drawn.update_yaxes(title_text=f"difference: {title}" if title else "difference")
     drawn.update_layout(showlegend=True, shapes=[], annotations=[])
     return drawn, f"Lines of the same name, minus those of {base_name}."
 
@@ -143,6 +147,14 @@ def _same_x(trace: Any, twin: Any) -> bool:
     ours, theirs = array_of(trace.x), array_of(twin.x)
     numeric = array_of(trace.y).dtype.kind in "fiu" and array_of(twin.y).dtype.kind in "fiu"
     return numeric and ours.shape == theirs.shape and bool(np.all(ours == theirs))
+
+
+def _cell_text(figure: go.Figure) -> str:
+    """What a cell is called on hover."""
+    across, down = (axis.title.text for axis in (figure.layout.xaxis, figure.layout.yaxis))
+    if (across, down) == HEAD_AXES:
+        return "layer %{y}, head %{x}"
+    return f"{down}: %{{y}}, {across}: %{{x}}"
 
 
 def _map_of(figure: go.Figure) -> Any:
@@ -160,7 +172,7 @@ def _unit(figure: go.Figure) -> str:
 
 
 def _short(name: str) -> str:
-    return name if len(name) <= 44 else f"{name[:43]}…"
+    return plain(name if len(name) <= 44 else f"{name[:43]}…")
 
 
 def _bare_layout(figure: go.Figure) -> dict[str, Any]:

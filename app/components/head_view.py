@@ -12,6 +12,7 @@ import streamlit as st
 from app import data, jobs, models, url
 from app.components.pickers import model_picker
 from app.components.text import plain
+from app.components.text_area import url_text_area
 from probes.figures.theme import SEQUENTIAL, head_name, titled
 from workbench.errors import ConfigError, WorkbenchError
 from workbench.result import Result
@@ -19,8 +20,6 @@ from workbench.result import Result
 WINDOW = 64
 """Queries and keys that one picture shows; token names stay readable."""
 MOST_TOKENS = 4096
-IN_URL = 1000
-"""Characters of a prompt that the URL takes; a longer one is not shared with it, and that is said."""
 EXAMPLE = "One two three four five six. When the night came, the old man went home. One two three"
 NUMBERS = ("score", "rate", "mean", "loss", "sink", "attention", "norm")
 
@@ -39,7 +38,7 @@ def head_view(n_layers: int, n_heads: int, clicked: tuple[int, int] | None, resu
         )
     if result.edit:
         st.caption("The pattern is that of the stock model, without the edit.")
-    prompt = prompt_area("prompt", EXAMPLE, "head prompt")
+    prompt = url_text_area("prompt", "Prompt", EXAMPLE, "head prompt")
     url.seed(
         "pattern",
         lambda text: url.one_of(("yes", "no"), "pattern")(text) == "yes",
@@ -66,18 +65,6 @@ def _place_of(model: str) -> str:
         if asked == model or Path(asked.removeprefix("toy:")).name == model:
             return asked
     return ""
-
-
-def prompt_area(name: str, default: str, key: str) -> str:
-    """A field for a prompt, in the URL as far as that takes it."""
-    url.seed(name, str, default, key)
-    prompt = st.text_area("Prompt", key=key, height=100)
-    if len(prompt) > IN_URL:
-        st.caption(f"The prompt is longer than {IN_URL} characters and is not part of the URL.")
-        url.keep(name, default, default)
-    else:
-        url.keep(name, prompt, default)
-    return str(prompt)
 
 
 def _choose(n_layers: int, n_heads: int, clicked: tuple[int, int] | None) -> tuple[int, int]:

@@ -195,8 +195,7 @@ def _grid(n_layers: int, n_heads: int, chosen: Sequence[str]) -> go.Figure:
             },
             selected={"marker": {"opacity": 1}},
             unselected={"marker": {"opacity": 1}},
-            text=names,
-            hovertemplate="%{text}<extra></extra>",
+            hovertemplate="layer %{y}, head %{x}<extra></extra>",
         )
     )
     figure.update_xaxes(title="head (index)", dtick=max(1, n_heads // 12), showgrid=False)

@@ -4,18 +4,17 @@ import json
 from pathlib import Path
 from typing import Any
 
-from app.components.pickers import data_value
-from app.jobs import Job
+from app.components.asked import Asked
 from workbench.result import SHORT_KEY, Result
 
 
-def notebook(result: Result, store: Path, job: Job | None) -> bytes:
+def notebook(result: Result, store: Path, asked: Asked | None) -> bytes:
     """A Jupyter notebook, format 4, not yet executed.
 
     Args:
         result: What it shows.
         store: Where that lies.
-        job: The run that measured it, if it was started from the dashboard.
+        asked: What ``wb.run`` takes to measure it again, where that is known.
     """
     title = f"# {result.probe}, result {result.key[:SHORT_KEY]}\n"
     cells = [
@@ -27,10 +26,10 @@ def notebook(result: Result, store: Path, job: Job | None) -> bytes:
         _text("## What produced it\n"),
         _code("result.config, result.provenance"),
     ]
-    if job is not None:
+    if asked is not None:
         cells += [
-            _text("## Measure it again\n", "With `cache='read'` the stored result would be found."),
-            _code(*_run_again(result, job)),
+            _text("## Measure it again\n", "With `store=store` the stored result would be found."),
+            _code(*_run_again(result, asked)),
         ]
     document = {
         "cells": [{"id": f"cell-{number}", **cell} for number, cell in enumerate(cells)],
@@ -44,16 +43,12 @@ def notebook(result: Result, store: Path, job: Job | None) -> bytes:
     return (json.dumps(document, indent=1) + "\n").encode()
 
 
-def _run_again(result: Result, job: Job) -> list[str]:
-    about = job.request.about
-    source = about.get("data")
-    settings = {**about.get("options", {}), **about.get("settings", {})}
-    given: dict[str, Any] = {name: _value(value) for name, value in settings.items()}
-    lines = ["again = wb.run(\n", f"    {result.probe!r},\n", f"    {about.get('model')!r},\n"]
-    lines.append(f"    {data_value(source) if source and source != 'none' else None!r},\n")
-    if about.get("intervention"):
-        lines.append(f"    intervention={about['intervention']!r},\n")
-    lines += [f"    {name}={value!r},\n" for name, value in sorted(given.items())]
+def _run_again(result: Result, asked: Asked) -> list[str]:
+    lines = ["again = wb.run(\n"]
+    lines += [f"    {value!r},\n" for value in (result.probe, asked.model, asked.data)]
+    if asked.intervention:
+        lines.append(f"    intervention={asked.intervention!r},\n")
+    lines += [f"    {name}={_value(value)!r},\n" for name, value in sorted(asked.given.items())]
     return [*lines, ")\n", f"assert again.key == {result.key!r}\n", "again"]
 
 

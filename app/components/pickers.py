@@ -97,6 +97,11 @@ def keep_intervention(content: Mapping[str, Any]) -> str:
     return _keep("interventions", json.dumps(content, sort_keys=True), ".json")
 
 
+def keep_plan(text: str) -> str:
+    """Keep the plan of a sweep as a file of the store; returns its path."""
+    return _keep("plans", text, ".yaml")
+
+
 def _keep(what: str, text: str, suffix: str) -> str:
     """A file that is named by its content, so that equal requests have equal arguments."""
     digest = hashlib.sha256(text.encode()).hexdigest()[:16]

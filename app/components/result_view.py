@@ -7,6 +7,7 @@ import pandas as pd
 import streamlit as st
 
 from app import data, jobs, url
+from app.components.asked import asked_by_job, asked_by_provenance
 from app.components.figures import show_figure
 from app.components.links import page_link
 from app.components.notebook import notebook
@@ -175,17 +176,21 @@ def downloads(result: Result, scope: str) -> None:
             _button(suffix, _made(FORMATS[suffix], result), base + suffix, suffix, scope)
     st.markdown("Open as notebook")
     job = next((job for job in jobs.listing(data.store_path()) if job.key == result.key), None)
+    asked = asked_by_provenance(result) if job is None else asked_by_job(job)
     st.download_button(
         "Notebook (.ipynb)",
-        notebook(result, data.store_path(), job),
+        notebook(result, data.store_path(), asked),
         f"{base}.ipynb",
         "application/x-ipynb+json",
         key=f"{scope} notebook {result.key}",
         on_click="ignore",
         icon=":material/note_stack:",
     )
-    if job is None:
-        st.caption("It was not started here, so the notebook shows it and cannot measure it again.")
+    if asked is None:
+        st.caption(
+            "It was not started here, and where its model or prompts lie is not known: the notebook "
+            "shows it and cannot measure it again."
+        )
 
 
 def _made(write: Callable[[Result], bytes], result: Result) -> Callable[[], bytes]:

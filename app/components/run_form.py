@@ -149,12 +149,9 @@ def _plain_value(value: Any) -> Any:
 
 def current_job() -> str:
     """Show the job that the URL names; returns the key of its result once it is there."""
-    key = "job of the page"
-    url.seed("job", _job_id, "", key)
-    job_id = st.session_state[key]
+    job_id = job_of_url("page")
     if not job_id:
         return ""
-    url.keep("job", job_id)
     job = jobs.read(data.store_path(), job_id)
     if job is not None and job.state == "done":
         return job.key
@@ -163,6 +160,16 @@ def current_job() -> str:
     with st.container(border=True):
         job_view(job_id, scope="page")
     return ""
+
+
+def job_of_url(scope: str) -> str:
+    """The id of the job that the URL names; "" where it names none."""
+    key = f"job of the {scope}"
+    url.seed("job", _job_id, "", key)
+    job_id = str(st.session_state[key])
+    if job_id:
+        url.keep("job", job_id)
+    return job_id
 
 
 def _job_id(text: str) -> str:

@@ -3,12 +3,13 @@
 import pandas as pd
 import streamlit as st
 
-from app import data, jobs, url
+from app import data, jobs, sweeps, url
 from app.components.job_view import job_view
 from app.components.layout import page
 from app.components.links import page_link
 from app.components.text import duration, moment, plain
 from workbench.errors import ConfigError
+from workbench.result import SHORT_KEY
 
 FINISHED = ("all", "running", "done", "failed", "cancelled", "killed")
 
@@ -31,11 +32,20 @@ def jobs_page() -> None:
             st.markdown(f"**{plain(title_of(job))}**")
             st.code("workbench " + " ".join(job.request.arguments), language=None, wrap_lines=True)
             job_view(job.id, scope="jobs")
-            if job.state == "done":
-                if job.request.kind == "train":
-                    page_link("training", "Look at the training", "open_in_new", {"job": job.id})
-                elif job.key:
-                    page_link(job.request.name, "Open its result", "open_in_new", {"key": job.key})
+            _lead_on(job)
+
+
+def _lead_on(job: jobs.Job) -> None:
+    """A link to what a job has made, or makes."""
+    plan = str(job.request.about.get("plan", ""))
+    if job.request.kind == "sweep":
+        if sweeps.read(data.store_path(), plan) is not None:
+            query = {"sweep": plan[:SHORT_KEY]}
+            page_link("sweeps", "Look at the sweep", "open_in_new", query)
+    elif job.state == "done" and job.request.kind == "train":
+        page_link("training", "Look at the training", "open_in_new", {"job": job.id})
+    elif job.state == "done" and job.key:
+        page_link(job.request.name, "Open its result", "open_in_new", {"key": job.key})
 
 
 def title_of(job: jobs.Job) -> str:

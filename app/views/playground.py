@@ -11,12 +11,12 @@ import streamlit as st
 
 from app import models, playing, url
 from app.components.both_models import both_models, show_sink_mass, show_tables
-from app.components.head_view import prompt_area
 from app.components.intervention_file import intervention_file
 from app.components.intervention_form import intervention_form
 from app.components.layout import page
 from app.components.pickers import model_picker
 from app.components.text import plain
+from app.components.text_area import url_text_area
 from probes.figures.heatmap import HeadNumbers, layer_head_heatmap
 from probes.figures.theme import SERIES, TEMPLATE, head_name
 from workbench.errors import WorkbenchError
@@ -29,7 +29,7 @@ def playground_page() -> None:
     """Generate twice, stock and edited, and look at what changed."""
     with page("playground", "Playground"):
         name = model_picker("play")
-        prompt = prompt_area("prompt", EXAMPLE, "play prompt")
+        prompt = url_text_area("prompt", "Prompt", EXAMPLE, "play prompt")
         n_new = _n_new()
         n_layers, n_heads = models.head_counts(name)
         with st.expander("Intervention", expanded=True):
@@ -148,19 +148,14 @@ def _token_rows(stock: Any, edited: Any) -> list[dict[str, str]]:
 def _attention(attention: list[np.ndarray], texts: list[str]) -> None:
     stock, edited = attention
     gap = playing.moved(stock, edited)
-    first = edited[..., 0] - stock[..., 0]
     n_layers, n_heads = gap.shape
-    figure = layer_head_heatmap(
-        HeadNumbers("attention moved (share)", gap),
-        (HeadNumbers("more to the first token", first, "+.3f"),),
-        scale=(0.0, max(float(gap.max()), 1e-6)),
-    )
     st.caption(
         "Of the prompt's last token: the share of its attention that goes elsewhere when edited, by head "
         "(half the sum of differences over keys); n = 1 query."
     )
-    figure.update_layout(template=TEMPLATE, margin_t=20)
-    st.plotly_chart(figure, theme=None, key="play moved", config={"displaylogo": False})
+    st.plotly_chart(
+        moved_figure(attention), theme=None, key="play moved", config={"displaylogo": False}
+    )
     names = [head_name(layer, head) for layer in range(n_layers) for head in range(n_heads)]
     most = names[int(gap.argmax())]
     url.seed("head", url.one_of(names, "head"), most, "play head")
@@ -179,6 +174,18 @@ def _attention(attention: list[np.ndarray], texts: list[str]) -> None:
         st.caption(
             f"{len(texts)} tokens; the first 4 and the last {SHOWN_KEYS - 4} are shown as keys."
         )
+
+
+def moved_figure(attention: list[np.ndarray]) -> go.Figure:
+    """A map of the heads: how much of their attention went elsewhere; stock first, then edited."""
+    stock, edited = attention
+    gap = playing.moved(stock, edited)
+    figure = layer_head_heatmap(
+        HeadNumbers("attention moved (share)", gap),
+        (HeadNumbers("more to the first token", edited[..., 0] - stock[..., 0], "+.3f"),),
+        scale=(0.0, max(float(gap.max()), 1e-6)),
+    )
+    return figure.update_layout(template=TEMPLATE, margin_t=20)
 
 
 def keys_figure(stock: np.ndarray, edited: np.ndarray, texts: list[str], name: str) -> go.Figure:

@@ -5,9 +5,10 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from app import data, sweeps, url
+from app import data, jobs, sweeps, url
 from app.components.layout import page
 from app.components.links import page_link
+from app.components.sweep_form import running_job, started_job, sweep_form
 from app.components.text import ago, duration, plain
 from app.pacing import LOOK_SECONDS
 from workbench.errors import ConfigError
@@ -26,10 +27,6 @@ ICONS = {
     "with failures": "error",
     "stopped": "warning",
 }
-HOW_TO = (
-    "workbench sweep --models demo --probes attention-sinks --data builtin:natural "
-    "--n-pos 32 --limit 4 --seeds 0,1"
-)
 
 
 def sweeps_page() -> None:
@@ -37,10 +34,12 @@ def sweeps_page() -> None:
     with page("sweeps", "Sweeps"):
         data.listing()  # says when the store has disappeared
         found = sweeps.listing(data.store_path())
+        with st.expander("Start a sweep", expanded=not found, icon=":material/play_arrow:"):
+            sweep_form()
+        started_job()
         key = _choose(found)
         if key is None:
-            st.info("No sweep has been started on this store. One is started on the command line:")
-            st.code(HOW_TO, language=None, wrap_lines=True)
+            st.info("No sweep has been started on this store yet. Start one above.")
             return
         is_running = any(sweep.key == key and sweep.is_running for sweep in found)
         st.fragment(_watch, run_every=LOOK_SECONDS if is_running else None)(key, is_running)
@@ -94,7 +93,11 @@ def _look(key: str, was_running: bool) -> None:
 
 
 def _whole(sweep: sweeps.Sweep) -> None:
-    st.markdown(f":material/{ICONS[sweep.state]}: **{sweep.state}** · {duration(sweep.seconds)}")
+    head, button = st.columns([5, 1], vertical_alignment="center")
+    head.markdown(f":material/{ICONS[sweep.state]}: **{sweep.state}** · {duration(sweep.seconds)}")
+    if sweep.is_running:
+        with button:
+            _stop(sweep)
     parts = [f"{sweep.done} of {sweep.total} cells"]
     parts += [f"{sweep.cached} were in the store"] if sweep.cached else []
     parts += [f"{sweep.failed} failed"] if sweep.failed else []
@@ -103,9 +106,21 @@ def _whole(sweep: sweeps.Sweep) -> None:
         parts.append("no guess yet" if left is None else f"about {duration(left)} left")
     st.progress(min(sweep.done / sweep.total, 1.0) if sweep.total else 0.0, text=", ".join(parts))
     if sweep.state == "stopped":
-        st.caption("It was stopped before its end; the same command goes on where it stands.")
+        st.caption("It was stopped before its end; started again it goes on where it stands.")
     elif sweep.failed and not sweep.is_running:
-        st.caption("The same command tries the failed cells again.")
+        st.caption("Started again it tries the failed cells once more.")
+
+
+def _stop(sweep: sweeps.Sweep) -> None:
+    """A button for a sweep that was started on this page; another's process is not ours to end."""
+    job = running_job(sweep.key)
+    if job is None:
+        st.caption("Started elsewhere: stop it there.")
+    elif job.state == "stopping":
+        st.caption("Stopping.")
+    elif st.button("Stop", key=f"sweeps stop {job.id}"):
+        jobs.cancel(job)
+        url.run_page_again()
 
 
 def _running(cells: list[sweeps.SweepCell]) -> None:

@@ -112,7 +112,7 @@ def _look(job_id: str, was_running: bool) -> None:
     folder = _folder_of(job)
     if folder is None:
         return
-    step = _curves_and_step(folder)
+    step = _curves_and_step(folder, job.request.name)
     if step is not None:
         _pattern(folder, step)
     if job.key:
@@ -128,7 +128,7 @@ def _folder_of(job: jobs.Job) -> Path | None:
     return folder if folder.is_dir() else None
 
 
-def _curves_and_step(folder: Path) -> int | None:
+def _curves_and_step(folder: Path, toy: str) -> int | None:
     found = checkpoints.curves(folder)
     steps = checkpoints.checkpoint_steps(folder)
     step = None
@@ -158,14 +158,28 @@ def _curves_and_step(folder: Path) -> int | None:
         chosen = st.multiselect("Curves", names, max_selections=MOST_CURVES, key="training curves")
         url.keep("curves", ",".join(chosen), ",".join(first))
         if chosen:
+            theory = {
+                name: said
+                for name, said in checkpoints.theory_of(toy, found).items()
+                if name in chosen
+            }
+            st.caption(_about(found, theory))
             st.plotly_chart(
-                checkpoints.curves_figure({name: found[name] for name in chosen}, step),
+                checkpoints.curves_figure({name: found[name] for name in chosen}, step, theory),
                 theme=None,
                 key="training curves figure",
                 config={"displaylogo": False},
                 alt="curves of the training over its steps",
             )
     return step
+
+
+def _about(found: dict[str, checkpoints.Curve], theory: dict[str, Any]) -> str:
+    """Over how much the curves are taken, and which lines are theory."""
+    n_lines = max(len(steps) for steps, _ in found.values())
+    told = [f"n = 1 run, {n_lines} lines of its log so far."]
+    told += [f"Dashed in {name}: {label}." for name, (label, _) in theory.items()]
+    return plain(" ".join(told))
 
 
 def _pattern(folder: Path, step: int) -> None:

@@ -1,5 +1,7 @@
 """Figures of the Bigram-Backcopy toy: how a head turns active on triggers and dormant elsewhere."""
 
+from collections.abc import Mapping
+
 import numpy as np
 import plotly.graph_objects as go
 from jaxtyping import Float
@@ -80,10 +82,39 @@ def _curves(
 
 def growing_gap(result: BigramBackcopyResult) -> Float[np.ndarray, " checkpoint"]:
     """1/2 ln(step) + c from step 1 on, c such that it has the mean of the last checkpoints."""
-    step, gap = result.step[1:].double(), result.sink_logit_gap[1:].double()
-    grown = 0.5 * step.log()
+    return _grown(result.step[1:].double().numpy(), result.sink_logit_gap[1:].double().numpy())
+
+
+def _grown(
+    step: Float[np.ndarray, " checkpoint"], gap: Float[np.ndarray, " checkpoint"]
+) -> Float[np.ndarray, " checkpoint"]:
+    grown = 0.5 * np.log(step)
     last = slice(-max(1, round(FIT * len(step))), None)
-    return np.asarray((grown + (gap - grown)[last].mean()).numpy())
+    return np.asarray(grown + (gap - grown)[last].mean())
+
+
+Curve = tuple[list[float], list[float]]
+"""Steps, and a number at each."""
+
+
+def live_theory(curves: Mapping[str, Curve]) -> dict[str, tuple[str, Curve]]:
+    """What theory says of the curves of a run that still trains: by curve, its name and its values.
+
+    The sink logit's constant is fitted to the run so far; the oracle, which knows the law, has no
+    excess risk.
+    """
+    found: dict[str, tuple[str, Curve]] = {}
+    steps, gap = curves.get("sink_logit_gap", ([], []))
+    later = [(step, value) for step, value in zip(steps, gap, strict=True) if step >= 1]
+    if len(later) > 1:
+        at, values = np.array(later, dtype=float).T
+        line = (at.tolist(), _grown(at, values).tolist())
+        found["sink_logit_gap"] = ("theory: 1/2 ln t + c", line)
+    for name in ("backcopy_risk", "bigram_risk"):
+        if name in curves:
+            steps = curves[name][0]
+            found[name] = ("theory: the oracle", (steps, [0.0] * len(steps)))
+    return found
 
 
 def figure_theory(result: BigramBackcopyResult) -> go.Figure:

@@ -20,6 +20,7 @@ from streamlit.util import calc_hash
 import app
 import workbench as wb
 from app import jobs, models, registry
+from app.components.asked import asked_by_job, asked_by_provenance
 from app.components.both_models import sink_mass_figure
 from app.components.result_view import stock_twin
 from app.components.text import plain
@@ -252,7 +253,7 @@ def test_starting_a_run_from_the_page_ends_with_its_result(store_path):
     again = open_page("attention-sinks", job=job_id)
     assert not again.exception
     assert next(box.value for box in again.selectbox if box.label.startswith("Result")) == done.key
-    notebook_measures_it_again(done.key, store_path, done)
+    notebook_measures_it_again(done.key, store_path, asked_by_job(done))
 
 
 def wait_until_done(store_path, job_id):
@@ -263,10 +264,10 @@ def wait_until_done(store_path, job_id):
         time.sleep(0.2)
 
 
-def notebook_measures_it_again(key, store_path, job):
+def notebook_measures_it_again(key, store_path, asked):
     from app.components.notebook import notebook
 
-    document = json.loads(notebook(Store(store_path).get(key), store_path, job))
+    document = json.loads(notebook(Store(store_path).get(key), store_path, asked))
     names = {}
     for cell in document["cells"]:
         source = "".join(cell["source"])
@@ -274,6 +275,42 @@ def notebook_measures_it_again(key, store_path, job):
             exec(source, names)
     assert names["again"].key == key
     assert names["again"].metrics() == names["result"].metrics()
+
+
+@needs_demo
+@pytest.mark.parametrize(
+    ("data", "how"),
+    [
+        ("builtin:natural", {"limit": 2}),  # whole prompts, no two of one length
+        ("random", {"limit": 2, "n_pos": 16, "threshold": 0.5, "seed": 3}),
+        (
+            "builtin:natural",
+            {
+                "limit": 1,
+                "n_pos": 16,
+                "intervention": {"name": "zerotuning", "gamma": 3.0, "heads": [[0, 1]]},
+            },
+        ),
+    ],
+    ids=["whole", "random", "edited"],
+)
+def test_the_notebook_of_a_run_from_elsewhere_measures_it_again(data, how, store_path):
+    found = wb.run("attention-sinks", "demo", data, store=store_path, **how)
+    asked = asked_by_provenance(Store(store_path).get(found.key))
+    notebook_measures_it_again(found.key, store_path, asked)
+
+
+@pytest.mark.parametrize(
+    "about", [{"model": "mine"}, {"prompts": {"source": "texts.txt", "n_prompts": 1}}]
+)
+def test_what_lies_nobody_knows_where_is_not_promised_to_be_measured_again(about, full, store_path):
+    result = Store(store_path).get(full[0])
+    made = {**result.provenance, "model": "demo", "prompts": {"source": "random", "n_prompts": 1}}
+    result.provenance = made
+    assert asked_by_provenance(result) is not None
+    result.provenance = {**made, **about}
+    assert asked_by_provenance(result) is None
+    assert "cannot measure it again" in told(open_page("attention-sinks", key=full[0]))
 
 
 def test_a_model_too_large_is_refused_with_the_estimate(tmp_path, monkeypatch):
@@ -327,7 +364,7 @@ def test_an_edited_run_from_the_form_stands_beside_the_stock_one(store_path):
     gap = (edited.score - stock.score)[:, :, :, 0]  # only the chosen head, and what lies behind it
     assert (gap[:, 0, 1] > 0).all()
     assert gap[:, 0, [0, 2, 3]].abs().max() < 1e-6
-    notebook_measures_it_again(done.key, store_path, done)
+    notebook_measures_it_again(done.key, store_path, asked_by_job(done))
     st.cache_resource.clear()
     shown = open_page("attention-sinks", key=done.key)
     assert "Measured on demo under ZeroTuning gamma=4.0 L0H1" in told(shown)

@@ -23,6 +23,8 @@ RUN = (
     "--limit=2",
     "--n-pos=32",
 )
+ID = "0123456789abcdef0000"
+"""Of a job that a test writes itself."""
 
 
 def request(*arguments, kind="run", name="attention-sinks"):
@@ -51,7 +53,7 @@ def store(store_path, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     yield store_path
     for job in jobs.listing(store_path):
-        if job.is_running:
+        if job.is_running and job.id != ID:  # that one has no process
             jobs.cancel(job, grace=0.0)
             wait_for(store_path, job, "cancelled", "killed", "failed", "done")
 
@@ -65,9 +67,6 @@ def written(store, job_id, **status):
     if status:
         (folder / "status.json").write_text(json.dumps(status))
     return folder
-
-
-ID = "0123456789abcdef0000"
 
 
 @pytest.mark.skipif(not (demo_folder() / "config.json").is_file(), reason="needs the demo model")
@@ -142,6 +141,24 @@ def test_another_process_with_the_number_of_a_dead_one_is_not_taken_for_it(store
 def test_cancelling_never_signals_a_stranger(store):
     written(store, ID, state="running", pid=os.getpid(), birth="long ago")
     jobs.cancel(jobs.read(store, ID), grace=0.0)  # a signal would end this test run
+    assert jobs.read(store, ID).state == "cancelled"
+
+
+def test_a_job_is_cancelled_only_when_its_process_has_gone(store):
+    """It notes its cancelling first and then closes its libraries, which takes a moment."""
+    me = {"pid": os.getpid(), "birth": birth_of(os.getpid())}
+    written(store, ID, state="cancelled", **me)
+    assert jobs.read(store, ID).state == "stopping"
+    status = jobs.jobs_folder(store) / ID / "status.json"
+    status.write_text(json.dumps({"state": "cancelled", **me, "birth": "long ago"}))
+    assert jobs.read(store, ID).state == "cancelled"
+
+
+def test_a_job_that_was_cancelled_before_it_announced_itself_is_still_stopping(store, monkeypatch):
+    folder = written(store, ID)
+    (folder / "cancel.json").write_text("{}")
+    assert jobs.read(store, ID).state == "stopping"
+    monkeypatch.setattr(jobs, "START_SECONDS", 0.0)
     assert jobs.read(store, ID).state == "cancelled"
 
 

@@ -6,14 +6,21 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
-from app import sweeps
+pytest.importorskip("streamlit")
+pytest.importorskip("plotly")
+
+from app import jobs, sweeps
+from app.job_log import numbers_of
+from tests.app.test_dashboard import open_page, told
 from workbench.execute.cell import Cell, Outcome
 from workbench.execute.plan import Plan
 from workbench.execute.protocol import Advanced, Started
 from workbench.execute.sweep import run_plan
+from workbench.models.names import demo_folder
 from workbench.processes import birth_of
 from workbench.store.results import Store
 
@@ -122,16 +129,21 @@ def test_a_sweep_that_ended_says_how(store, statuses, state):
     assert not [one for one in sweeps.cells(store.path, sweep) if one.state == "waiting"]
 
 
-def written(store, **changes):
-    folder = sweeps.sweeps_folder(store.path) / KEY
-    folder.mkdir(parents=True, exist_ok=True)
+def progress(**changes):
+    """A sweep's progress.json, of a sweep that runs in this process."""
     now = time.time()
-    progress = {
+    return {
         "total": 4, "done": 1, "cached": 0, "computed": 1, "failed": 0, "running": {},
         "started": now - 60, "updated": now - 10, "seconds_left": 100.0, "ended": False,
         "process": {"host": socket.gethostname(), "pid": os.getpid(), "birth": birth_of(os.getpid())},
+        **changes,
     }  # fmt: skip
-    (folder / "progress.json").write_text(json.dumps({**progress, **changes}))
+
+
+def written(store, **changes):
+    folder = sweeps.sweeps_folder(store.path) / KEY
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "progress.json").write_text(json.dumps(progress(**changes)))
     return folder
 
 
@@ -173,3 +185,111 @@ def test_a_damaged_file_is_no_crash(store, name, content):
 def test_what_is_no_key_is_no_path(store, key):
     written(store)
     assert sweeps.read(store.path, key) is None
+
+
+# The page: a plan is checked, started as a job, looked at, stopped
+
+
+PLAN_TEXT = """\
+models: [demo]
+probes: {attention-sinks: {threshold: [0.2, 0.3]}}
+data: "builtin:natural"
+n_pos: 16
+limit: 1
+"""
+
+needs_demo = pytest.mark.skipif(
+    not (demo_folder() / "config.json").is_file(), reason="needs the demo model"
+)
+
+
+def press(tab, label):
+    next(button for button in tab.button if button.label == label).click().run()
+    assert not tab.exception
+    return tab
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """The jobs that a page asks for, written down instead of started."""
+    asked = []
+
+    def launch(store, place, request):
+        asked.append(request)
+        now = {"pid": os.getpid(), "birth": birth_of(os.getpid())}
+        (place / "status.json").write_text(json.dumps(now))
+        document = {"kind": request.kind, "name": request.name, "about": request.about}
+        (place / "request.json").write_text(json.dumps(document))
+
+    monkeypatch.setattr(jobs, "_launch", launch)
+    return asked
+
+
+@needs_demo
+def test_a_plan_is_counted_before_it_is_started(store_path, launched):
+    tab = press(open_page("sweeps", plan=PLAN_TEXT), "What would run")
+    assert "2 cells, of which the store holds 0 already" in told(tab)
+    assert launched == []
+
+
+@needs_demo
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("models: [demo", "the plan must be YAML"),
+        (PLAN_TEXT.replace("0.3", "7"), "threshold must be strictly between"),
+    ],
+)
+def test_a_plan_that_cannot_be_run_is_refused_before_anything_starts(
+    text, words, store_path, launched
+):
+    tab = press(open_page("sweeps", plan=text), "Start the sweep")
+    assert words in told(tab)
+    assert launched == []
+    assert "job" not in dict(tab.query_params)
+
+
+@needs_demo
+def test_a_sweep_is_started_as_a_job_and_chosen_when_it_has_begun(store_path, launched):
+    tab = press(open_page("sweeps", plan=PLAN_TEXT, workers="2"), "Start the sweep")
+    (request,) = launched
+    plan = Path(request.arguments[1])
+    assert plan.read_text() == PLAN_TEXT
+    assert request.arguments[2:] == ("--workers=2", "--progress=json", "--json")
+    assert dict(tab.query_params)["job"].startswith(request.hash)
+    assert "running" in told(tab)  # its job, until the sweep says more
+    folder = sweeps.sweeps_folder(store_path) / request.about["plan"]
+    folder.mkdir(parents=True)
+    (folder / "progress.json").write_text(json.dumps(progress()))
+    again = open_page("sweeps", **dict(tab.query_params))
+    (chosen,) = (box.value for box in again.selectbox if box.label == "Sweep")
+    assert chosen == request.about["plan"]
+    assert [button.label for button in again.button if button.label == "Stop"]
+    # A second tab that starts the same plan finds the job.
+    press(open_page("sweeps", plan=PLAN_TEXT, workers="2"), "Start the sweep")
+    assert len(launched) == 1
+
+
+@needs_demo
+def test_stopping_a_sweep_cancels_its_job(store_path, launched, monkeypatch):
+    press(open_page("sweeps", plan=PLAN_TEXT), "Start the sweep")
+    folder = sweeps.sweeps_folder(store_path) / launched[0].about["plan"]
+    folder.mkdir(parents=True)
+    (folder / "progress.json").write_text(json.dumps(progress()))
+    cancelled = []
+    monkeypatch.setattr(jobs, "cancel", lambda job: cancelled.append(job.request.about["plan"]))
+    press(open_page("sweeps"), "Stop")
+    assert cancelled == [launched[0].about["plan"]]
+
+
+def test_a_sweep_of_another_terminal_has_no_button(store):
+    written(store)
+    tab = open_page("sweeps")
+    assert not tab.exception
+    assert "Started elsewhere" in told(tab)
+    assert not [button for button in tab.button if button.label == "Stop"]
+
+
+def test_a_sweeps_progress_as_a_job_is_that_of_the_whole():
+    line = '{"event": "advanced", "done": 7, "total": 9, "sweep": {"done": 1, "total": 2}}'
+    assert numbers_of(line) == (1, 2)

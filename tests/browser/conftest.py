@@ -40,6 +40,7 @@ RENAME = """([before, after]) => {
         texts.currentNode.data = texts.currentNode.data.replaceAll(before, after);
 }"""
 """A picture for the documentation holds no path of the machine that it was taken on."""
+NEXT_FRAMES = "() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
 SCREENSHOTS = os.environ.get("WORKBENCH_SCREENSHOTS")
 
 
@@ -158,7 +159,12 @@ class Tab:
     def choose(self, label, text):
         """Choose from a list by typing, as a person without a mouse does."""
         box = self.page.get_by_role("combobox", name=label)
+        if box.input_value() == text:
+            return
+        box.focus()
+        self.page.evaluate(NEXT_FRAMES)  # a list closes when the page scrolls under it
         box.fill(text)
+        self.page.get_by_role("option", name=text).first.wait_for()
         box.press("Enter")
         self.settle()
 

@@ -180,3 +180,26 @@ def test_a_job_is_cancelled_from_its_page(server, tab, open_tab, long_training, 
     assert birth_of(pid) is None
     # The tab that started it sees the end without a reload.
     expect(tab.page.get_by_text("cancelled", exact=True).first).to_be_visible()
+
+
+PLAN = """\
+models: [demo]
+probes: {attention-sinks: {threshold: [0.2, 0.4]}}
+data: "builtin:natural"
+n_pos: 16
+limit: 2
+seeds: [0, 1]
+"""
+
+
+def test_a_sweep_is_started_and_watched_from_its_page(server, tab, expect):
+    page = tab.open("sweeps", plan=PLAN)
+    if not page.get_by_role("button", name="Start the sweep").is_visible():
+        page.get_by_text("Start a sweep").click()  # open only before the first one
+    page.get_by_role("button", name="Start the sweep").click()
+    expect(page.get_by_text("complete", exact=True).first).to_be_visible()
+    expect(page.get_by_text("4 of 4 cells")).to_be_visible()
+    page.wait_for_url(lambda url: "sweep=" in url)
+    found = Store(server.store).list()
+    assert sum(entry.metrics.get("n_pos") == 16 for entry in found) >= 2
+    tab.shoot("sweeps")
