@@ -10,7 +10,8 @@ from functools import partial
 from jaxtyping import Float
 from torch import Tensor
 
-from workbench.attention.edits import AttentionCall, AttentionEdit, TiledCall, key_scores
+from workbench.attention.edits import AttentionCall, AttentionEdit, TiledCall
+from workbench.attention.key_scores import key_scores
 from workbench.attention.statistics import ColumnMean
 from workbench.attention.streaming import AttentionInputs, PatternBlock, attend
 
