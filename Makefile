@@ -30,9 +30,10 @@ $(STAMP): constraints.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; $(PYTHON) is older" >&2; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing the pinned versions into $(VENV) (a minute or two)"
-	@# torch first and alone: nothing after it may choose another one.
-	@$(BIN)/python -m pip install --quiet $(TORCH)
-	@$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,images]'
+	@# torch first and alone: nothing after it may choose another one. Python compiles what is imported by
+	@# itself; compiling all of it here takes a minute, most of it for modules that nothing imports.
+	@$(BIN)/python -m pip install --quiet --no-compile $(TORCH)
+	@$(BIN)/python -m pip install --quiet --no-compile -c constraints.txt -e '.[dev,images]'
 	@touch $@
 
 demo: $(STAMP)
