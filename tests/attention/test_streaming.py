@@ -8,7 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from workbench.attention import streaming
-from workbench.attention.statistics import ColumnMean, RowEntropy, SinkMass, WholePattern
+from workbench.attention.statistics import (
+    ColumnMean,
+    RowEntropy,
+    SinkLogitGap,
+    SinkMass,
+    WholePattern,
+)
 from workbench.attention.streaming import AttentionInputs, attend, attention_scores
 from workbench.attention.whole import statistics_of_pattern
 
@@ -173,6 +179,24 @@ def test_column_mean_divides_by_the_queries_of_the_call():
     found = attend(inputs, {"received": ColumnMean()}).statistics
     counts = torch.tensor([3.0] * 8 + [2.0, 1.0])
     close(found["received"], pattern.sum(-2) / counts)
+
+
+@pytest.mark.parametrize("tile_floats", [1, 1 << 20])
+def test_statistics_behind_a_cache_are_the_last_rows_of_the_whole_pass(tile_floats, monkeypatch):
+    monkeypatch.setattr(streaming, "TILE_FLOATS", tile_floats)
+    monkeypatch.setattr(streaming, "MIN_TILE_ROWS", 3)
+    whole = make_inputs(n_q=14, n_k=14, seed=1)
+    rows = EVERY | {"gap": SinkLogitGap()}
+    full = attend(whole, rows, want=()).statistics
+    found = attend(
+        dataclasses.replace(whole, query=whole.query[:, :, 6:]), rows, want=()
+    ).statistics
+    for name in ("entropy", "mass", "gap", "whole"):
+        torch.testing.assert_close(found[name], full[name][:, :, 6:], rtol=0, atol=2e-6)
+    counts = torch.tensor([8.0] * 7 + [7.0, 6, 5, 4, 3, 2, 1])  # queries of the call after each key
+    close(found["received"], full["whole"][:, :, 6:].sum(dim=-2) / counts)
+    assert full["gap"][:, :, :2].isnan().all()
+    assert found["gap"].isfinite().all()
 
 
 def test_gradients_flow_through_the_blocks():
