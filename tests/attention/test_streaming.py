@@ -135,6 +135,33 @@ def test_masks_hide_keys_and_empty_rows_give_zero(kind):
     assert found.log_sum[0, :, 4:].isfinite().all()
 
 
+@pytest.mark.parametrize("tile_floats", [1, 700, 1 << 20])
+@pytest.mark.parametrize("shape", [(1, 1), (2, 1), (1, 4), (2, 4)])
+@pytest.mark.parametrize("kind", ["bool", "additive"])
+def test_a_mask_of_any_shape_is_read_in_any_tiles(kind, shape, tile_floats, monkeypatch):
+    monkeypatch.setattr(streaming, "TILE_FLOATS", tile_floats)
+    generator = torch.Generator().manual_seed(2)
+    mask = torch.rand(*shape, 20, 23, generator=generator) > 0.4
+    mask[..., 0] = True
+    if kind == "additive":
+        bias = torch.randn(*shape, 20, 23, generator=generator)
+        mask = bias.masked_fill(~mask, -torch.inf)
+    # With causal=True a tile ends at its last query: such a mask must hide what comes later itself.
+    inputs = make_inputs(n_q=20, n_k=23, causal=False)
+    masked = dataclasses.replace(inputs, mask=mask)
+    found = attend(masked, {"whole": WholePattern()}, want=("output", "log_sum"))
+    if kind == "bool":
+        pattern, output, log_sum = reference(masked)
+    else:  # the reference knows masks that hide, not those that add
+        scores = attention_scores(inputs).double() + mask
+        pattern, log_sum = scores.softmax(dim=-1), scores.logsumexp(dim=-1)
+        value = inputs.value.double().repeat_interleave(2, dim=1)
+        output = (pattern @ value).transpose(1, 2)
+    close(found.statistics["whole"], pattern)
+    close(found.output, output)
+    close(found.log_sum, log_sum)
+
+
 def test_padding_rows_count_for_nothing():
     inputs = make_inputs(batch=1)
     valid = (torch.arange(13) < 9).float()[None]
