@@ -1,4 +1,4 @@
-"""What produced a number: keys of results and requests, and the versions at work.
+"""What produced a number: keys of results and requests, the versions at work, and all of it in words.
 
 Nothing here imports torch, and nothing says who ran it or where: no user, host or absolute path.
 """
@@ -24,6 +24,9 @@ PACKAGES = (
     "transformer-lens",
     "nnsight",
 )
+
+MOST_NAMED = 3
+"""Heads of an intervention that are named in a list; of more their number is."""
 
 
 def canonical_json(value: Any) -> bytes:
@@ -88,3 +91,33 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
+
+
+def model_name(provenance: Mapping[str, Any]) -> str:
+    """The model's name in a provenance, where ``model`` is a name or a mapping with ``name``."""
+    model = provenance.get("model", "")
+    return str(model.get("name", "")) if isinstance(model, Mapping) else str(model)
+
+
+def edit_text(provenance: Mapping[str, Any]) -> str:
+    """The interventions of a provenance in words, ``ZeroTuning gamma=1.5``; "" where none is."""
+    edits = provenance.get("interventions")
+    if not isinstance(edits, list | tuple):
+        return ""
+    return " + ".join(_edit_words(edit) for edit in edits if isinstance(edit, Mapping))
+
+
+def _edit_words(edit: Mapping[str, Any]) -> str:
+    words = [str(edit.get("type", "edited"))]
+    for name, value in edit.items():
+        if name == "heads" and isinstance(value, list | tuple):
+            few = len(value) <= MOST_NAMED and all(map(_is_pair, value))
+            named = ",".join(f"L{layer}H{head}" for layer, head in value) if few else ""
+            words.append(named or f"{len(value)} heads")
+        elif name not in ("type", "name") and value is not None:
+            words.append(f"{name}={value if not isinstance(value, str) else value[:12]}")
+    return " ".join(words)
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, list | tuple) and len(value) == 2

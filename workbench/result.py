@@ -18,6 +18,7 @@ import numpy as np
 from workbench import discovery
 from workbench.card import card, show
 from workbench.errors import StoreError, WorkbenchError
+from workbench.provenance import edit_text, model_name
 from workbench.registry import Probe
 from workbench.settings import make_config
 from workbench.store.migrations import RESULT_SCHEMA
@@ -28,10 +29,6 @@ Arrays = Any
 
 SHORT_KEY = 12
 """Characters of a key that people are shown; any unique prefix of six is accepted."""
-
-
-MOST_NAMED = 3
-"""Heads of an intervention that are named in a list; of more their number is."""
 
 
 class Result:
@@ -275,36 +272,6 @@ def _asking_for_plotly() -> Iterator[None]:
         if (error.name or "").split(".")[0] != "plotly":
             raise
         raise WorkbenchError(missing_package("a figure", "plotly", "view")) from error
-
-
-def model_name(provenance: Mapping[str, Any]) -> str:
-    """The model's name in a provenance, where ``model`` is a name or a mapping with ``name``."""
-    model = provenance.get("model", "")
-    return str(model.get("name", "")) if isinstance(model, Mapping) else str(model)
-
-
-def edit_text(provenance: Mapping[str, Any]) -> str:
-    """The interventions of a provenance in words, ``ZeroTuning gamma=1.5``; "" where none is."""
-    edits = provenance.get("interventions")
-    if not isinstance(edits, list | tuple):
-        return ""
-    return " + ".join(_edit_words(edit) for edit in edits if isinstance(edit, Mapping))
-
-
-def _edit_words(edit: Mapping[str, Any]) -> str:
-    words = [str(edit.get("type", "edited"))]
-    for name, value in edit.items():
-        if name == "heads" and isinstance(value, list | tuple):
-            few = len(value) <= MOST_NAMED and all(map(_is_pair, value))
-            named = ",".join(f"L{layer}H{head}" for layer, head in value) if few else ""
-            words.append(named or f"{len(value)} heads")
-        elif name not in ("type", "name") and value is not None:
-            words.append(f"{name}={value if not isinstance(value, str) else value[:12]}")
-    return " ".join(words)
-
-
-def _is_pair(value: Any) -> bool:
-    return isinstance(value, list | tuple) and len(value) == 2
 
 
 def missing_package(what: str, package: str, extra: str) -> str:

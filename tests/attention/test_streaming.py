@@ -8,7 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from workbench.attention import streaming
-from workbench.attention.statistics import ColumnMean, RowEntropy, SinkMass, WholePattern
+from workbench.attention.statistics import (
+    ColumnMean,
+    RowEntropy,
+    SinkLogitGap,
+    SinkMass,
+    WholePattern,
+)
 from workbench.attention.streaming import AttentionInputs, attend, attention_scores
 from workbench.attention.whole import statistics_of_pattern
 
@@ -129,6 +135,33 @@ def test_masks_hide_keys_and_empty_rows_give_zero(kind):
     assert found.log_sum[0, :, 4:].isfinite().all()
 
 
+@pytest.mark.parametrize("tile_floats", [1, 700, 1 << 20])
+@pytest.mark.parametrize("shape", [(1, 1), (2, 1), (1, 4), (2, 4)])
+@pytest.mark.parametrize("kind", ["bool", "additive"])
+def test_a_mask_of_any_shape_is_read_in_any_tiles(kind, shape, tile_floats, monkeypatch):
+    monkeypatch.setattr(streaming, "TILE_FLOATS", tile_floats)
+    generator = torch.Generator().manual_seed(2)
+    mask = torch.rand(*shape, 20, 23, generator=generator) > 0.4
+    mask[..., 0] = True
+    if kind == "additive":
+        bias = torch.randn(*shape, 20, 23, generator=generator)
+        mask = bias.masked_fill(~mask, -torch.inf)
+    # With causal=True a tile ends at its last query: such a mask must hide what comes later itself.
+    inputs = make_inputs(n_q=20, n_k=23, causal=False)
+    masked = dataclasses.replace(inputs, mask=mask)
+    found = attend(masked, {"whole": WholePattern()}, want=("output", "log_sum"))
+    if kind == "bool":
+        pattern, output, log_sum = reference(masked)
+    else:  # the reference knows masks that hide, not those that add
+        scores = attention_scores(inputs).double() + mask
+        pattern, log_sum = scores.softmax(dim=-1), scores.logsumexp(dim=-1)
+        value = inputs.value.double().repeat_interleave(2, dim=1)
+        output = (pattern @ value).transpose(1, 2)
+    close(found.statistics["whole"], pattern)
+    close(found.output, output)
+    close(found.log_sum, log_sum)
+
+
 def test_padding_rows_count_for_nothing():
     inputs = make_inputs(batch=1)
     valid = (torch.arange(13) < 9).float()[None]
@@ -173,6 +206,24 @@ def test_column_mean_divides_by_the_queries_of_the_call():
     found = attend(inputs, {"received": ColumnMean()}).statistics
     counts = torch.tensor([3.0] * 8 + [2.0, 1.0])
     close(found["received"], pattern.sum(-2) / counts)
+
+
+@pytest.mark.parametrize("tile_floats", [1, 1 << 20])
+def test_statistics_behind_a_cache_are_the_last_rows_of_the_whole_pass(tile_floats, monkeypatch):
+    monkeypatch.setattr(streaming, "TILE_FLOATS", tile_floats)
+    monkeypatch.setattr(streaming, "MIN_TILE_ROWS", 3)
+    whole = make_inputs(n_q=14, n_k=14, seed=1)
+    rows = EVERY | {"gap": SinkLogitGap()}
+    full = attend(whole, rows, want=()).statistics
+    found = attend(
+        dataclasses.replace(whole, query=whole.query[:, :, 6:]), rows, want=()
+    ).statistics
+    for name in ("entropy", "mass", "gap", "whole"):
+        torch.testing.assert_close(found[name], full[name][:, :, 6:], rtol=0, atol=2e-6)
+    counts = torch.tensor([8.0] * 7 + [7.0, 6, 5, 4, 3, 2, 1])  # queries of the call after each key
+    close(found["received"], full["whole"][:, :, 6:].sum(dim=-2) / counts)
+    assert full["gap"][:, :, :2].isnan().all()
+    assert found["gap"].isfinite().all()
 
 
 def test_gradients_flow_through_the_blocks():

@@ -279,3 +279,10 @@ def test_scaled_keys_say_how_much_they_amplify_rounding():
     for factor, gain in ((4.0, 1.0), (0.25, 4.0)):
         # z is divided by 1 + (factor - 1) * weight, which lies between factor and 1.
         assert ScaleKeys((0,), factor).plan(spec)[0].gain == gain
+
+
+def test_heads_may_be_a_list_and_must_differ():
+    found = MeanHeads([(0, 1), (1, 0)], torch.zeros(2, 8))
+    assert found.heads == ((0, 1), (1, 0))
+    with pytest.raises(ConfigError, match="heads must be different"):
+        MeanHeads([(0, 1), (0, 1)], torch.zeros(2, 8))

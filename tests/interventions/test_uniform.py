@@ -45,6 +45,15 @@ def test_weights_that_underflowed_are_still_visible():
     )
 
 
+def test_one_head_that_attends_is_enough_and_padding_on_the_left_is_hidden():
+    # The other head's weights have underflowed to 0 but on the query itself.
+    pattern = torch.stack([torch.eye(5), uniform_pattern(5)])[None]
+    expected = torch.ones(5, 5).tril().bool()
+    assert torch.equal(visible_keys(pattern, torch.tensor([0]))[0, 0], expected)
+    expected[:, :2] = False
+    assert torch.equal(visible_keys(pattern, torch.tensor([2]))[0, 0], expected)
+
+
 @pytest.mark.parametrize("skip_first", [False, True])
 @pytest.mark.parametrize("family", ["gpt2", "llama", "gpt_neox", "gemma2", "mistral", "gpt_oss"])
 def test_z_is_the_mean_of_the_visible_values(family, skip_first):

@@ -23,7 +23,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.mutation.forks import Forgetting, Sampling, Tracing, draw, read_rows, read_tests
+from tests.mutation.forks import Forgetting
+from tests.mutation.sampling import Bounds, Sampling, draw, read_rows
+from tests.mutation.tracing import Tracing, read_tests
 
 OPTIONS = ["-q", "-s", "-p", "no:cacheprovider", "-m", "not slow and not gpu and not browser"]
 
@@ -42,6 +44,9 @@ def main():
     sampling.add_argument("--seed", type=int, default=0)
     sampling.add_argument("-o", "--output", type=Path, required=True, help="a .jsonl")
     sampling.add_argument(
+        "--effort", type=float, default=12.0, help="CPU seconds of tests for one mutant"
+    )
+    sampling.add_argument(
         "--limit", type=float, default=20.0, help="CPU seconds of a fork, at least"
     )
     for verb in (mapping, sampling):
@@ -57,7 +62,8 @@ def main():
         plugin, tests = Tracing(arguments.output, arguments.seconds), arguments.tests
     else:
         drawn = draw(arguments.code, arguments.n, arguments.seed)
-        plugin = Sampling(arguments.of, drawn, arguments.output, arguments.seconds, arguments.limit)
+        bounds = Bounds(arguments.effort, arguments.limit)
+        plugin = Sampling(arguments.of, drawn, arguments.output, arguments.seconds, bounds)
         tests = sorted({name.split("::")[0] for name in read_tests(arguments.of)})
     return pytest.main([*OPTIONS, *tests], plugins=[plugin, Forgetting()])
 

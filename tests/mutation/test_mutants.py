@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from tests.mutation.__main__ import report, wilson
-from tests.mutation.forks import draw, read_rows, read_tests
 from tests.mutation.mutants import mutants, variants
+from tests.mutation.sampling import draw, read_rows
+from tests.mutation.tracing import read_tests
 
 ROOT = Path(__file__).parents[2]
 
@@ -112,10 +113,12 @@ def test_a_sample_tells_what_the_tests_of_a_project_notice(tmp_path, capsys):
     (tmp_path / "small.py").write_text(
         "def larger(a, b):\n    return a if a > b else b\n\n\ndef never():\n    return 1\n"
         "\n\ndef loops(n):\n    while n > 0:\n        n -= 1\n    return n\n"
+        "\n\ndef once():\n    return 3\n"
     )
     (tmp_path / "test_small.py").write_text(
-        "from small import larger, loops\n\n\ndef test_larger():\n    assert larger(2, 1) == 2\n"
+        "from pathlib import Path\n\nfrom small import larger, loops, once\n\n\ndef test_larger():\n    assert larger(2, 1) == 2\n"
         "\n\ndef test_loops():\n    assert loops(3) == 0\n"
+        "\n\ndef test_once():\n    assert once() and not Path('map/tests.json').exists()\n"
     )
 
     def tool(*words):
@@ -125,7 +128,7 @@ def test_a_sample_tells_what_the_tests_of_a_project_notice(tmp_path, capsys):
             command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
         ).stdout
 
-    assert "2 of 2 tests are in the map" in tool("map", "test_small.py", "-o", "map")
+    assert "3 of 3 tests are in the map" in tool("map", "test_small.py", "-o", "map")
     assert all(row["passed"] for row in read_tests(tmp_path / "map").values())
     words = ("sample", "small.py", "--of", "map", "-o", "found.jsonl", "-n", "99", "--limit", "1")
     tool(*words)
@@ -138,10 +141,11 @@ def test_a_sample_tells_what_the_tests_of_a_project_notice(tmp_path, capsys):
         (10, "0 -> 1", "test_small.py::test_loops"),
         (11, "n -= 1 -> n += 1", "died"),
         (11, "1 -> 2", "test_small.py::test_loops"),
+        (16, "3 -> 4", "uncovered"),  # test_once fails on the code as it is, and is left out
     }
     tool(*words)
     assert len(read_rows(tmp_path / "found.jsonl")) == len(rows)  # it goes on, not from the start
     report(rows)
     said = capsys.readouterr().out
-    assert "5 of 7 killed: 71.4%" in said
+    assert "5 of 8 killed: 62.5%" in said
     assert "survived  small.py:2  a > b -> a >= b" in said

@@ -22,7 +22,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from workbench.result import edit_text, model_name
+from workbench.provenance import edit_text, model_name
 from workbench.store.files import fault, filesystem_now
 from workbench.store.migrations import upgrade_catalogue
 from workbench.store.record import Record
