@@ -108,7 +108,8 @@ def plan(table: Table, folder: Path, arguments: argparse.Namespace) -> None:
             ("handing out", scheduled),
         ):
             table.add(name, shape, [1e6 * clock["cpu"] / n_cells], "CPU us a cell")
-        table.add("memory of a plan", shape, [memory / n_cells], "bytes a cell")
+        if n_cells >= 1000:  # fewer do not show among what a process has already
+            table.add("memory of a plan", shape, [memory / n_cells], "bytes a cell")
         table.add("plan.json", shape, [size / n_cells], "bytes a cell")
 
 

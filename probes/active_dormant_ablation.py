@@ -78,9 +78,15 @@ def prompt_loss(
     return ((loss * valid).sum(dim=1) / valid.sum(dim=1)).cpu()
 
 
-def rows_at_once(spec: ModelSpec, n_pos: int, wanted: int | None) -> int:
-    """Rows of one pass: as asked, else within ``LOGIT_BYTES`` and ``PASS_TOKENS``."""
-    return wanted or max(1, min(LOGIT_BYTES // (4 * spec.d_vocab), PASS_TOKENS) // n_pos)
+def rows_at_once(
+    spec: ModelSpec, n_pos: int, wanted: int | None, batch_size: int | None = None
+) -> int:
+    """Rows of one pass: as asked, else within ``LOGIT_BYTES``, ``PASS_TOKENS`` and the batch size.
+
+    A run for which memory did not suffice is made again with a smaller batch: rows must follow.
+    """
+    fits = min(LOGIT_BYTES // (4 * spec.d_vocab), PASS_TOKENS) // n_pos
+    return wanted or max(1, min(fits, batch_size or fits))
 
 
 # Ablation of all heads

@@ -58,7 +58,7 @@ def measure_prompts(
         model: The model.
         tokens: All prompts.
         context: Padding, batch size, progress, and where finished parts are kept.
-        n_rows: Ablated prompts in one pass; None: by the size of the logits.
+        n_rows: Ablated prompts in one pass; None: by the size of the logits, the batch size at most.
     """
     n_batches = -(-len(tokens) // (context.batch_size or len(tokens)))
     steps = _Steps(context, n_batches * (model.spec.n_layers + 1))
@@ -72,7 +72,7 @@ def measure_prompts(
         parts.append(part)
         steps.done()
     activity = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    rows = rows_at_once(model.spec, tokens.shape[1], n_rows)
+    rows = rows_at_once(model.spec, tokens.shape[1], n_rows, context.batch_size)
     loss, change = ablate_all_heads(model, tokens, quiet, rows, steps.done)
     peaks = context.piece("peaks", lambda: {"peaks": measure_peaks(model, tokens[:, 0])})["peaks"]
     return PromptNumbers(activity, loss, change, peaks)

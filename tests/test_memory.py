@@ -116,17 +116,20 @@ def test_backing_off_halves_down_to_one_and_then_gives_up():
         memory.backing_off(4, lambda size: (_ for _ in ()).throw(RuntimeError("shapes")), 4)
 
 
-def plant(monkeypatch, model, most):
-    """Let the model's forward pass hold ``most`` prompts at a time; the batches it was given."""
-    seen, capture = [], type(model).capture
+def plant(monkeypatch, model, most, method="capture", at=0):
+    """Let a method's forward pass hold ``most`` rows at a time; the batches it was given.
 
-    def limited(self, tokens, *rest, **named):
-        seen.append(len(tokens))
-        if len(tokens) > most:
+    ``at``: which of its arguments is the batch.
+    """
+    seen, whole = [], getattr(type(model), method)
+
+    def limited(self, *arguments, **named):
+        seen.append(len(arguments[at]))
+        if seen[-1] > most:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried a lot")
-        return capture(self, tokens, *rest, **named)
+        return whole(self, *arguments, **named)
 
-    monkeypatch.setattr(type(model), "capture", limited)
+    monkeypatch.setattr(type(model), method, limited)
     return seen
 
 
@@ -142,6 +145,18 @@ def test_a_run_steps_back_and_finds_the_same_numbers(tmp_path, monkeypatch):
     assert seen == [12, 6, 3, 3, 3, 3]
     assert len(told) == 2
     assert list((tmp_path / "pieces").iterdir()) == []
+
+
+def test_ablated_rows_step_back_with_the_batch(monkeypatch):
+    """They are passes of their own; a smaller batch with as many rows would fail as before."""
+    model, tokens = wb.wrap(tiny_model("gpt2")), random_tokens(8, 12)
+    domains = {"a": tokens[:4], "b": tokens[4:]}
+    expected = wb.run("active-dormant", model, domains, n_examples=0)
+    seen = plant(monkeypatch, model, 2, "continue_from", 1)
+    found = wb.run("active-dormant", model, domains, n_examples=0)
+    assert max(seen) > 2
+    assert set(seen[-8:]) == {2}
+    torch.testing.assert_close(found.ablation_loss, expected.ablation_loss)
 
 
 def test_a_batch_size_that_was_given_is_kept(monkeypatch):

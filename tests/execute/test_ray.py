@@ -62,7 +62,13 @@ def test_a_cluster_without_cores_is_refused(monkeypatch):
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     from workbench.execute.ray import RayExecutor
 
-    ray.init(num_cpus=0, log_to_driver=False, logging_level="ERROR", include_dashboard=False)
+    ray.init(
+        address="local",
+        num_cpus=0,
+        log_to_driver=False,
+        logging_level="ERROR",
+        include_dashboard=False,
+    )
     try:
         with pytest.raises(ConfigError, match="a core for each worker"):
             RayExecutor()
