@@ -11,7 +11,8 @@ from workbench.calibration.later_rows import LaterRows
 from workbench.calibration.one_head import OneHeadARow, WholeRows
 from workbench.calibration.prepared import Kept, prepare
 from workbench.evaluation.scoring import Encoded, pad_left
-from workbench.interventions.act import ACT, DampedMass
+from workbench.interventions.act import ACT
+from workbench.interventions.damped_mass import DampedMass
 from workbench.models.base import Site
 
 

@@ -21,7 +21,6 @@ sections 1-4. The released code takes a fixed threshold of 0.1 for alpha / n, pr
 the sinks whichever it is, and is wrong under a KV cache and in batches; this is the paper's rule.
 """
 
-from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -33,10 +32,7 @@ from torch import Tensor
 from workbench.attention.edits import AttentionEdit, Edit, RowCall, TiledCall
 from workbench.attention.scores import wide
 from workbench.attention.streaming import (
-    PatternAccumulator,
     PatternBlock,
-    PatternShape,
-    PatternStatistic,
 )
 from workbench.errors import ConfigError
 from workbench.interventions.base import Heads, heads_by_layer
@@ -44,6 +40,8 @@ from workbench.interventions.running_columns import Place, RunningColumns
 from workbench.models.base import ModelSpec
 from workbench.settings import check_settings, setting
 
+MOST_OF_A_ROW = 0.9
+"""Up to here 1 - m is as good as the sum of what is no sink; above, rounding would grow tenfold."""
 SMALLEST = 1e-38
 """What a row without anything but sinks is divided by."""
 
@@ -110,14 +108,19 @@ class ACT:
 
             def change(block: PatternBlock) -> Tensor:
                 part = wide(block.pattern[:, picked])
-                place = Place(call, block)
+                before, after = columns.add(Place(call, block), part)
                 if whole is None:
-                    sinks = columns.advance(place, part) > self.bound(place)
+                    place = Place(call, block)
+                    keys = _where_any(after > self.least_bound(place))
+                    some = columns.received(before[..., keys], part[..., keys], block)
+                    sinks = some > self.bound(place, keys)
                 else:
-                    columns.add(place, part)
-                    sinks = whole[block.batches, :, None, block.columns]
+                    here = whole[block.batches, :, block.columns]
+                    keys = _where_any(here)
+                    sinks = here[:, :, None, keys]
                 outside = None if block.outside is None else block.outside[:, picked]
-                damped = damp(part, sinks, self.beta, outside=outside).to(block.pattern.dtype)
+                damped = damp_keys(part, keys, sinks, self.beta, outside=outside)
+                damped = damped.to(block.pattern.dtype)
                 if heads is None:
                     return damped
                 edited = block.pattern.clone()
@@ -152,15 +155,35 @@ class ACT:
         received = columns.follow(part, call.first_column)
         return damp(part, received > bound, self.beta, outside=outside)
 
-    def bound(self, place: Place) -> Float[Tensor, "batch one q_pos k_pos"]:
+    def bound(
+        self, place: Place, keys: Int[Tensor, " n"] | None = None
+    ) -> Float[Tensor, "batch one q_pos n"]:
         """What a key of each row must have received so far to be a sink: alpha / n times its rows.
 
         Infinite for keys that are not judged. One comparison with it, alike for all heads, stands for
         a mean, a product and a mask of every head's tile.
+
+        Args:
+            place: Of the tile.
+            keys: Which of its columns; None: all.
         """
-        n_rows = (place.rows - place.keys + 1).clamp(min=1)
-        bound = n_rows * (self.alpha / place.tokens_so_far().clamp(min=1))
-        return bound.masked_fill(~place.tokens(after_first=self.protect_first), torch.inf)
+        return self._bound(place, place.keys if keys is None else place.keys[keys], place.rows)
+
+    def least_bound(self, place: Place) -> Float[Tensor, "batch one k_pos"]:
+        """The least that ``bound`` is for each key in the tile: it grows from row to row.
+
+        Nor does what a key has received shrink: one that has less at the tile's end is no sink in it.
+        """
+        keys = place.keys
+        return self._bound(place, keys, torch.maximum(place.rows[0], keys))[:, :, 0]
+
+    def _bound(
+        self, place: Place, keys: Int[Tensor, " n"], rows: Int[Tensor, "*rows"]
+    ) -> Float[Tensor, "batch one q_pos n"]:
+        n_rows = (rows - keys + 1).clamp(min=1)
+        bound = n_rows * (self.alpha / (rows - place.first + 1).clamp(min=1))
+        judged = keys > place.first if self.protect_first else keys >= place.first
+        return bound.masked_fill(~judged, torch.inf)
 
     def _sinks_of_all_rows(self, call: TiledCall) -> Bool[Tensor, "batch head k_pos"]:
         """The sinks of a prompt by the mean over all its rows."""
@@ -186,6 +209,46 @@ def _row_bound(
     bound = (row - keys + 1) * (alpha / (row - first + 1))
     judged = keys > first if protect_first else keys >= first
     return bound.masked_fill(~judged, torch.inf)[:, None, None]
+
+
+def _where_any(keys: Bool[Tensor, "batch head k_pos"]) -> Int[Tensor, " n"]:
+    """The columns that are so in some prompt and head."""
+    return keys.any(dim=0).any(dim=0).nonzero()[:, 0]
+
+
+def damp_keys(
+    pattern: Float[Tensor, "batch head q_pos k_pos"],
+    keys: Int[Tensor, " n"],
+    sinks: Bool[Tensor, "batch head #q_pos n"],
+    beta: float,
+    *,
+    outside: Float[Tensor, "batch head q_pos"] | None = None,
+) -> Float[Tensor, "batch head q_pos k_pos"]:
+    """``damp`` where all sinks are among a few ``keys``: the others are read and written once.
+
+    Args:
+        pattern: After softmax; rows sum to 1 (with ``outside``) or are 0.
+        keys: Columns that may be sinks.
+        sinks: Which of them are, by row.
+        beta: The factor on them.
+        outside: What each row gives to a learned sink that is no key.
+    """
+    if not len(keys):
+        return pattern
+    some = pattern[..., keys]
+    on_sinks = torch.where(sinks, some, 0.0)
+    damped = on_sinks.sum(dim=-1, keepdim=True)
+    most = float(damped.max())
+    if most == 0.0:
+        return pattern
+    if most > MOST_OF_A_ROW:
+        everywhere = sinks.new_zeros(pattern.shape)
+        everywhere[..., keys] = sinks
+        return damp(pattern, everywhere, beta, outside=outside)
+    grown = 1.0 + (1.0 - beta) * damped / (1.0 - damped)
+    edited = pattern * grown
+    edited[..., keys] = torch.where(sinks, beta * some, some * grown)
+    return edited
 
 
 def damp(
@@ -217,56 +280,3 @@ def damp(
     freed = (rest > 0.0).to(rest) * (1.0 - beta)
     gain = freed * on_sinks.sum(dim=-1, keepdim=True) / rest.clamp(min=SMALLEST)
     return torch.addcmul(pattern, on_sinks, freed, value=-1.0).addcmul_(on_rest, gain)
-
-
-@dataclass(frozen=True)
-class DampedMass(PatternStatistic):
-    """The attention that ACT would damp, summed over all rows. ``[batch head]``; 0: it does nothing.
-
-    Padding must be on the left or known by rows; the mode is that of the intervention.
-    """
-
-    act: ACT
-
-    def start(self, shape: PatternShape) -> PatternAccumulator:
-        """Begin to collect it for one layer."""
-        return _DampedMass(self.act, shape)
-
-
-class _DampedMass(PatternAccumulator):
-    def __init__(self, act: ACT, shape: PatternShape) -> None:
-        valid = shape.row_valid
-        first = torch.zeros(shape.batch, dtype=torch.long, device=shape.device)
-        n_tokens = first + shape.n_q
-        if valid is not None:
-            first, n_tokens = valid.argmax(dim=1), valid.sum(dim=1).long()
-        self._call = TiledCall(0, 0, first, n_tokens, _not_asked, _not_asked)
-        self._act, self._n_keys = act, shape.n_k
-        # Tiles of long prompts hold some of the heads only: each part of the heads has its own sums.
-        self._columns: defaultdict[int, RunningColumns] = defaultdict(RunningColumns)
-        self._mass = torch.zeros(shape.batch, shape.n_heads, device=shape.device)
-
-    def update(self, block: PatternBlock) -> None:
-        place, part = Place(self._call, block), block.pattern.float()
-        columns = self._columns[block.heads.start]
-        if self._act.mode == "full":
-            columns.add(place, part)
-            return
-        sinks = columns.advance(place, part) > self._act.bound(place)
-        self._mass[block.batches, block.heads] += part.masked_fill(~sinks, 0.0).sum(dim=(-1, -2))
-
-    def finish(self) -> Float[Tensor, "batch head"]:
-        if self._act.mode == "causal":
-            return self._mass
-        parts = [self._columns[start].total for start in sorted(self._columns)]
-        total = torch.cat([part[..., : self._n_keys] for part in parts], dim=1)
-        keys = torch.arange(total.shape[-1], device=total.device)
-        first, n_tokens = self._call.first_key[:, None], self._call.n_tokens[:, None]
-        after = (first + n_tokens - keys).clamp(min=1)[:, None]
-        judged = (keys > first if self._act.protect_first else keys >= first)[:, None]
-        sinks = judged & (total / after * n_tokens[:, None] > self._act.alpha)
-        return total.masked_fill(~sinks, 0.0).sum(dim=-1)
-
-
-def _not_asked(*_: Any) -> Tensor:
-    raise AssertionError("a statistic asks for neither scores nor means")
