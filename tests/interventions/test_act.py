@@ -10,6 +10,7 @@ from toy_tasks.model import ToyModelConfig, make_model
 from workbench.attention import streaming
 from workbench.errors import ConfigError
 from workbench.interventions.act import ACT, damp, damp_keys
+from workbench.interventions.columns import Columns
 from workbench.models.base import Site
 from workbench.models.toy import ToyAdapter
 
@@ -88,17 +89,23 @@ def test_tiles_of_few_rows_look_at_the_keys_that_may_be_sinks_alone(
         torch.testing.assert_close(edited[prompt].double(), wanted, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("chosen", [[2, 8, 12, 13], [3, 4, 5], [0, 2]])
 @pytest.mark.parametrize("share", [0.5, 0.999999])
-def test_sinks_among_a_few_keys_are_damped_as_among_all(share):
+def test_sinks_among_a_few_keys_are_damped_as_among_all(share, chosen):
     generator = torch.Generator().manual_seed(0)
-    pattern = torch.rand(2, 3, 6, 9, generator=generator).double()
-    keys = torch.tensor([2, 5, 8])
-    pattern[..., keys] *= share / (1 - share) * 2
+    pattern = torch.rand(2, 3, 6, 14, generator=generator).double()
+    here = torch.zeros(2, 3, 14, dtype=torch.bool)
+    here[1, 2, chosen] = True
+    keys = Columns.where(here)
+    assert set(chosen) <= set(keys.of(torch.arange(14)).tolist())
+    keys.put(pattern, keys.of(pattern) * share / (1 - share) * 2)
     pattern /= pattern.sum(-1, keepdim=True)
-    sinks = torch.rand(2, 3, 6, 3, generator=generator) < 0.6
-    sinks[:, :, 0] = False
-    everywhere = torch.zeros(pattern.shape, dtype=torch.bool)
-    everywhere[..., keys] = sinks
+    everywhere = torch.rand(pattern.shape, generator=generator) < 0.6
+    everywhere[:, :, 0] = False
+    outside = torch.ones(14, dtype=torch.bool)
+    keys.put(outside, torch.zeros_like(keys.of(outside)))
+    everywhere[..., outside] = False
+    sinks = keys.of(everywhere)
     wanted = damp(pattern, everywhere, 0.4)
     found = damp_keys(pattern.float(), keys, sinks, 0.4)
     torch.testing.assert_close(found.double(), wanted, rtol=0, atol=1e-6)

@@ -36,6 +36,7 @@ from workbench.attention.streaming import (
 )
 from workbench.errors import ConfigError
 from workbench.interventions.base import Heads, heads_by_layer
+from workbench.interventions.columns import EVERY, Columns
 from workbench.interventions.running_columns import Place, RunningColumns
 from workbench.models.base import ModelSpec
 from workbench.settings import check_settings, setting
@@ -111,13 +112,13 @@ class ACT:
                 before, after = columns.add(Place(call, block), part)
                 if whole is None:
                     place = Place(call, block)
-                    keys = _where_any(after > self.least_bound(place))
-                    some = columns.received(before[..., keys], part[..., keys], block)
+                    keys = Columns.where(after > self.least_bound(place))
+                    some = columns.received(keys.of(before), keys.of(part), block)
                     sinks = some > self.bound(place, keys)
                 else:
                     here = whole[block.batches, :, block.columns]
-                    keys = _where_any(here)
-                    sinks = here[:, :, None, keys]
+                    keys = Columns.where(here)
+                    sinks = keys.of(here)[:, :, None]
                 outside = None if block.outside is None else block.outside[:, picked]
                 damped = damp_keys(part, keys, sinks, self.beta, outside=outside)
                 damped = damped.to(block.pattern.dtype)
@@ -155,9 +156,7 @@ class ACT:
         received = columns.follow(part, call.first_column)
         return damp(part, received > bound, self.beta, outside=outside)
 
-    def bound(
-        self, place: Place, keys: Int[Tensor, " n"] | None = None
-    ) -> Float[Tensor, "batch one q_pos n"]:
+    def bound(self, place: Place, keys: Columns = EVERY) -> Float[Tensor, "batch one q_pos n"]:
         """What a key of each row must have received so far to be a sink: alpha / n times its rows.
 
         Infinite for keys that are not judged. One comparison with it, alike for all heads, stands for
@@ -165,9 +164,9 @@ class ACT:
 
         Args:
             place: Of the tile.
-            keys: Which of its columns; None: all.
+            keys: Which of its columns.
         """
-        return self._bound(place, place.keys if keys is None else place.keys[keys], place.rows)
+        return self._bound(place, keys.of(place.keys), place.rows)
 
     def least_bound(self, place: Place) -> Float[Tensor, "batch one k_pos"]:
         """The least that ``bound`` is for each key in the tile: it grows from row to row.
@@ -211,14 +210,9 @@ def _row_bound(
     return bound.masked_fill(~judged, torch.inf)[:, None, None]
 
 
-def _where_any(keys: Bool[Tensor, "batch head k_pos"]) -> Int[Tensor, " n"]:
-    """The columns that are so in some prompt and head."""
-    return keys.any(dim=0).any(dim=0).nonzero()[:, 0]
-
-
 def damp_keys(
     pattern: Float[Tensor, "batch head q_pos k_pos"],
-    keys: Int[Tensor, " n"],
+    keys: Columns,
     sinks: Bool[Tensor, "batch head #q_pos n"],
     beta: float,
     *,
@@ -233,9 +227,9 @@ def damp_keys(
         beta: The factor on them.
         outside: What each row gives to a learned sink that is no key.
     """
-    if not len(keys):
+    if not sinks.shape[-1]:
         return pattern
-    some = pattern[..., keys]
+    some = keys.of(pattern)
     on_sinks = torch.where(sinks, some, 0.0)
     damped = on_sinks.sum(dim=-1, keepdim=True)
     most = float(damped.max())
@@ -243,11 +237,11 @@ def damp_keys(
         return pattern
     if most > MOST_OF_A_ROW:
         everywhere = sinks.new_zeros(pattern.shape)
-        everywhere[..., keys] = sinks
+        keys.put(everywhere, sinks.expand(some.shape))
         return damp(pattern, everywhere, beta, outside=outside)
     grown = 1.0 + (1.0 - beta) * damped / (1.0 - damped)
     edited = pattern * grown
-    edited[..., keys] = torch.where(sinks, beta * some, some * grown)
+    keys.put(edited, torch.where(sinks, beta * some, some * grown))
     return edited
 
 
