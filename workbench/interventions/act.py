@@ -97,23 +97,23 @@ class ACT:
             )
 
     def _edit(self, layer: int, heads: list[int] | None) -> AttentionEdit:
-        columns = RunningColumns()
+        sums = RunningColumns()
         # All heads are not picked out: copies of a tile cost as much as its softmax.
         picked = slice(None) if heads is None else heads
 
         def begin(call: TiledCall) -> Callable[[PatternBlock], Tensor]:
-            columns.open(call)
+            sums.open(call)
             # A decoded token comes after the prompt: for it, all rows are those up to itself.
             ahead = self.mode == "full" and call.n_before <= 0
             whole = self._sinks_of_all_rows(call)[:, picked] if ahead else None
 
             def change(block: PatternBlock) -> Tensor:
                 part = wide(block.pattern[:, picked])
-                before, after = columns.add(Place(call, block), part)
+                place = Place(call, block)
+                before, after = sums.add(place, part)
                 if whole is None:
-                    place = Place(call, block)
                     keys = Columns.where(after > self.least_bound(place))
-                    some = columns.received(keys.of(before), keys.of(part), block)
+                    some = sums.received(keys.of(before), keys.of(part), block)
                     sinks = some > self.bound(place, keys)
                 else:
                     here = whole[block.batches, :, block.columns]
@@ -132,18 +132,18 @@ class ACT:
 
         def row(call: RowCall, pattern: Tensor, outside: Tensor | None) -> Tensor:
             if heads is None:
-                return self._damp_row(call, columns, pattern, outside)
+                return self._damp_row(call, sums, pattern, outside)
             edited = pattern.clone()
             others = None if outside is None else outside[:, heads]
-            edited[:, heads] = self._damp_row(call, columns, pattern[:, heads], others)
+            edited[:, heads] = self._damp_row(call, sums, pattern[:, heads], others)
             return edited
 
-        return AttentionEdit(layer, None, None, begin, columns.reorder, row=row)
+        return AttentionEdit(layer, None, None, begin, sums.reorder, row=row)
 
     def _damp_row(
         self,
         call: RowCall,
-        columns: RunningColumns,
+        sums: RunningColumns,
         part: Float[Tensor, "batch head one k_pos"],
         outside: Float[Tensor, "batch head one"] | None,
     ) -> Float[Tensor, "batch head one k_pos"]:
@@ -153,7 +153,7 @@ class ACT:
         row = call.n_before - call.first_column
         rule, place = (self.alpha, self.protect_first), (call.first_key, n_keys, row, part.device)
         bound = call.shared.get("act", _row_bound, *rule, *place)
-        received = columns.follow(part, call.first_column)
+        received = sums.follow(part, call.first_column)
         return damp(part, received > bound, self.beta, outside=outside)
 
     def bound(self, place: Place, keys: Columns = EVERY) -> Float[Tensor, "batch one q_pos n"]:
