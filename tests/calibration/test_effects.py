@@ -11,7 +11,8 @@ from workbench.calibration.later_rows import LaterRows
 from workbench.calibration.one_head import OneHeadARow, WholeRows
 from workbench.calibration.prepared import Kept, prepare
 from workbench.evaluation.scoring import Encoded, pad_left
-from workbench.interventions.act import ACT, DampedMass
+from workbench.interventions.act import ACT
+from workbench.interventions.damped_mass import DampedMass
 from workbench.models.base import Site
 
 
@@ -29,6 +30,16 @@ def test_each_row_sees_its_own_head(model, name):
             shown = mask[row].bool()
             torch.testing.assert_close(together[row][shown], alone[row][shown], rtol=0, atol=1e-5)
         assert (together - stock).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("name", [name for name in EDITS if name != "act full"])
+def test_each_row_is_decoded_under_its_own_head(model, name):
+    tokens, mask = padded(random_tokens(4, 9), [9, 6, 9, 7], "left")
+    options = {"max_new_tokens": 5, "do_sample": False, "eos_token_id": None}
+    with model.edit(OneHeadARow(EDITS[name], 0, torch.tensor([0, 3, 2, 1]))):
+        cached = model.generate(tokens, attention_mask=mask, **options)
+        whole = model.generate(tokens, attention_mask=mask, use_cache=False, **options)
+    assert torch.equal(cached, whole)
 
 
 CASES = [("llama", name) for name in EDITS] + [

@@ -16,7 +16,8 @@ from workbench.calibration.race import filter_heads
 from workbench.calibration.settings import Run
 from workbench.evaluation.scoring import Settings, encode_questions, pad_left
 from workbench.evaluation.task import find_task, read_questions
-from workbench.interventions.act import ACT, DampedMass
+from workbench.interventions.act import ACT
+from workbench.interventions.damped_mass import DampedMass
 from workbench.models.base import Site
 
 

@@ -7,8 +7,10 @@ import workbench as wb
 from tests.models.agreement import LIBRARY_WARNINGS, through_bridge, through_nnsight
 from tests.zoo import ATTENTION_FAMILIES, padded, random_tokens, tiny_model
 from toy_tasks.model import ToyModelConfig, make_model
+from workbench.attention import streaming
 from workbench.errors import ConfigError
-from workbench.interventions.act import ACT, damp
+from workbench.interventions.act import ACT, damp, damp_keys
+from workbench.interventions.columns import Columns
 from workbench.models.base import Site
 from workbench.models.toy import ToyAdapter
 
@@ -68,6 +70,46 @@ def test_it_equals_its_definition_on_the_eager_pattern(family, mode):
         wanted = defined(scores[prompt].softmax(-1), alpha=LOW, beta=0.4, mode=mode)
         torch.testing.assert_close(edited[prompt].double(), wanted, rtol=0, atol=1e-5)
     assert (edited - stock).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("alpha", [0.5, LOW, 2.5])
+@pytest.mark.parametrize("protect", [True, False])
+@pytest.mark.parametrize("mode", ["causal", "full"])
+def test_tiles_of_few_rows_look_at_the_keys_that_may_be_sinks_alone(
+    mode, protect, alpha, monkeypatch
+):
+    monkeypatch.setattr(streaming, "TILE_ROWS", 3)
+    model, tokens = wb.wrap(tiny_model("llama")), random_tokens(2, 14)
+    scores = model.capture(tokens, [Site("attn_scores", 0)])[Site("attn_scores", 0)].double()
+    with model.edit(ACT(alpha=alpha, mode=mode, protect_first=protect)):
+        edited = pattern_of(model, tokens)
+    settings = {"alpha": alpha, "beta": 0.4, "mode": mode, "protect_first": protect}
+    for prompt in range(2):
+        wanted = defined(scores[prompt].softmax(-1), **settings)
+        torch.testing.assert_close(edited[prompt].double(), wanted, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("chosen", [[2, 8, 12, 13], [3, 4, 5], [0, 2]])
+@pytest.mark.parametrize("share", [0.5, 0.999999])
+def test_sinks_among_a_few_keys_are_damped_as_among_all(share, chosen):
+    generator = torch.Generator().manual_seed(0)
+    pattern = torch.rand(2, 3, 6, 14, generator=generator).double()
+    here = torch.zeros(2, 3, 14, dtype=torch.bool)
+    here[1, 2, chosen] = True
+    keys = Columns.where(here)
+    assert set(chosen) <= set(keys.of(torch.arange(14)).tolist())
+    keys.put(pattern, keys.of(pattern) * share / (1 - share) * 2)
+    pattern /= pattern.sum(-1, keepdim=True)
+    everywhere = torch.rand(pattern.shape, generator=generator) < 0.6
+    everywhere[:, :, 0] = False
+    outside = torch.ones(14, dtype=torch.bool)
+    keys.put(outside, torch.zeros_like(keys.of(outside)))
+    everywhere[..., outside] = False
+    sinks = keys.of(everywhere)
+    wanted = damp(pattern, everywhere, 0.4)
+    found = damp_keys(pattern.float(), keys, sinks, 0.4)
+    torch.testing.assert_close(found.double(), wanted, rtol=0, atol=1e-6)
+    assert torch.equal(found[:, :, 0], pattern[:, :, 0].float())
 
 
 @pytest.mark.parametrize("mode", ["causal", "full"])

@@ -287,7 +287,7 @@ def test_full_mode_is_the_released_rule_where_the_first_token_is_a_sink():
 
 
 def test_the_demo_model_has_sinks_beyond_the_first_token_on_text():
-    from workbench.interventions.act import DampedMass
+    from workbench.interventions.damped_mass import DampedMass
     from workbench.models.base import Site
 
     model = wb.load("demo")

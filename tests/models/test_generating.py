@@ -73,6 +73,7 @@ def test_a_no_op_samples_the_tokens_of_the_stock_model(options):
     plain = stock(tokens, attention_mask=torch.ones_like(tokens), pad_token_id=2, **sampled)
     assert torch.equal(drawn(), plain)
     assert torch.equal(drawn(wb.ZeroTuning(1.0), wb.ACT(beta=1.0), wb.ZeroHeads(())), plain)
+    assert torch.equal(drawn(wb.ZeroTuning(3.0, ()), wb.ACT(heads=())), plain)
     assert not torch.equal(drawn(ACTING), plain)
 
 

@@ -20,19 +20,11 @@ from torch import Tensor, nn
 
 from workbench.attention.compute import Pass, compute
 from workbench.attention.decode import Handed
-from workbench.attention.edits import (
-    ActivationEdit,
-    AttentionEdit,
-    Edit,
-)
+from workbench.attention.edits import ActivationEdit, AttentionEdit, Edit
 from workbench.attention.rows import rows_of_call
 from workbench.attention.shared import Shared
 from workbench.attention.statistics import WholePattern
-from workbench.attention.streaming import (
-    AttentionInputs,
-    PatternStatistic,
-    attention_scores,
-)
+from workbench.attention.streaming import AttentionInputs, PatternStatistic, attention_scores
 from workbench.errors import CapabilityError, EngineError
 from workbench.models.base import Site
 
@@ -160,26 +152,7 @@ class AttentionSession:
         n_q, n_k = query.shape[2], key.shape[2]
         # As many queries as keys: a first pass, or one without a cache; the count starts anew.
         seen = self.seen[layer] = n_q + (self.seen[layer] if n_q < n_k else 0)
-        whole_mask = _with_position_bias(mask, kwargs.get("position_bias"))
-        # A static cache is handed over whole: what lies behind the tokens so far is still empty.
-        filled = seen >= n_k
-        inputs = AttentionInputs(
-            query,
-            key if filled else key[:, :, :seen],
-            value if filled else value[:, :, :seen],
-            whole_mask if filled else self._shared.get("filled", _filled, whole_mask, seen),
-            scaling,
-            softcap=kwargs.get("softcap"),
-            sinks=kwargs.get("s_aux"),
-            causal=_is_causal(module, kwargs.get("is_causal")),
-        )
-        if self.stock == "sdpa" and (inputs.softcap is not None or inputs.sinks is not None):
-            # Some versions of transformers (5.17) drop the softcap here without a word: the stock
-            # model would not be the model, and nothing read from it would be exact.
-            raise CapabilityError(
-                "a model with capped scores or learned sinks must run eager attention; it was loaded "
-                "with sdpa, which ignores them; load it with attn_implementation='eager'"
-            )
+        inputs = self._inputs(module, (query, key, value), mask, scaling, kwargs, seen)
         reads = self.reads.get(layer, {})
         edits = self.edits.get(layer, [])
         statistics = _statistics(reads)
@@ -198,6 +171,42 @@ class AttentionSession:
                 z = edit.change(z)
         self._keep(layer, reads, inputs, z, found)
         return z
+
+    def _inputs(
+        self,
+        module: nn.Module,
+        projected: tuple[Tensor, Tensor, Tensor],
+        mask: Tensor | None,
+        scaling: float,
+        kwargs: dict[str, Any],
+        seen: int,
+    ) -> AttentionInputs:
+        """What attention is computed from: of a static cache, what has come so far."""
+        query, key, value = projected
+        mask = _with_position_bias(mask, kwargs.get("position_bias"))
+        if seen < key.shape[2]:
+            # A static cache is handed over whole: what lies behind the tokens so far is still empty.
+            key, value = key[:, :, :seen], value[:, :, :seen]
+            if mask is not None:
+                mask = self._shared.get("filled", lambda whole, n: whole[..., :n], mask, seen)
+        inputs = AttentionInputs(
+            query,
+            key,
+            value,
+            mask,
+            scaling,
+            softcap=kwargs.get("softcap"),
+            sinks=kwargs.get("s_aux"),
+            causal=_is_causal(module, kwargs.get("is_causal")),
+        )
+        if self.stock == "sdpa" and (inputs.softcap is not None or inputs.sinks is not None):
+            # Some versions of transformers (5.17) drop the softcap here without a word: the stock
+            # model would not be the model, and nothing read from it would be exact.
+            raise CapabilityError(
+                "a model with capped scores or learned sinks must run eager attention; it was loaded "
+                "with sdpa, which ignores them; load it with attn_implementation='eager'"
+            )
+        return inputs
 
     def _first_key(self, inputs: AttentionInputs, layer: int) -> Tensor | None:
         dropped = max(0, self.seen[layer] - inputs.key.shape[2])
@@ -245,11 +254,6 @@ def reduced(activation: Tensor, reduce: Callable[[Tensor], Any] | None) -> Any:
         return activation.detach().to("cpu", torch.float32, copy=True)
     result = reduce(activation)
     return result.cpu() if isinstance(result, Tensor) else result
-
-
-def _filled(mask: Tensor | None, seen: int) -> Tensor | None:
-    """The part of a static cache's mask that is about tokens so far."""
-    return None if mask is None else mask[..., :seen]
 
 
 def _columns_of(

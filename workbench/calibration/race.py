@@ -29,7 +29,8 @@ from workbench.calibration.effects import Work
 from workbench.calibration.prepared import Kept, prepare
 from workbench.calibration.settings import Run
 from workbench.evaluation.scoring import Encoded
-from workbench.interventions.act import ACT, DampedMass
+from workbench.interventions.act import ACT
+from workbench.interventions.damped_mass import DampedMass
 from workbench.models.base import ModelAdapter
 
 Head = tuple[int, int]

@@ -21,7 +21,6 @@ sections 1-4. The released code takes a fixed threshold of 0.1 for alpha / n, pr
 the sinks whichever it is, and is wrong under a KV cache and in batches; this is the paper's rule.
 """
 
-from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -33,17 +32,17 @@ from torch import Tensor
 from workbench.attention.edits import AttentionEdit, Edit, RowCall, TiledCall
 from workbench.attention.scores import wide
 from workbench.attention.streaming import (
-    PatternAccumulator,
     PatternBlock,
-    PatternShape,
-    PatternStatistic,
 )
 from workbench.errors import ConfigError
 from workbench.interventions.base import Heads, heads_by_layer
+from workbench.interventions.columns import EVERY, Columns
 from workbench.interventions.running_columns import Place, RunningColumns
 from workbench.models.base import ModelSpec
 from workbench.settings import check_settings, setting
 
+MOST_OF_A_ROW = 0.9
+"""Up to here 1 - m is as good as the sum of what is no sink; above, rounding would grow tenfold."""
 SMALLEST = 1e-38
 """What a row without anything but sinks is divided by."""
 
@@ -98,12 +97,12 @@ class ACT:
             )
 
     def _edit(self, layer: int, heads: list[int] | None) -> AttentionEdit:
-        columns = RunningColumns()
+        sums = RunningColumns()
         # All heads are not picked out: copies of a tile cost as much as its softmax.
         picked = slice(None) if heads is None else heads
 
         def begin(call: TiledCall) -> Callable[[PatternBlock], Tensor]:
-            columns.open(call)
+            sums.open(call)
             # A decoded token comes after the prompt: for it, all rows are those up to itself.
             ahead = self.mode == "full" and call.n_before <= 0
             whole = self._sinks_of_all_rows(call)[:, picked] if ahead else None
@@ -111,13 +110,18 @@ class ACT:
             def change(block: PatternBlock) -> Tensor:
                 part = wide(block.pattern[:, picked])
                 place = Place(call, block)
+                before, after = sums.add(place, part)
                 if whole is None:
-                    sinks = columns.advance(place, part) > self.bound(place)
+                    keys = Columns.where(after > self.least_bound(place))
+                    some = sums.received(keys.of(before), keys.of(part), block)
+                    sinks = some > self.bound(place, keys)
                 else:
-                    columns.add(place, part)
-                    sinks = whole[block.batches, :, None, block.columns]
+                    here = whole[block.batches, :, block.columns]
+                    keys = Columns.where(here)
+                    sinks = keys.of(here)[:, :, None]
                 outside = None if block.outside is None else block.outside[:, picked]
-                damped = damp(part, sinks, self.beta, outside=outside).to(block.pattern.dtype)
+                damped = damp_keys(part, keys, sinks, self.beta, outside=outside)
+                damped = damped.to(block.pattern.dtype)
                 if heads is None:
                     return damped
                 edited = block.pattern.clone()
@@ -128,18 +132,18 @@ class ACT:
 
         def row(call: RowCall, pattern: Tensor, outside: Tensor | None) -> Tensor:
             if heads is None:
-                return self._damp_row(call, columns, pattern, outside)
+                return self._damp_row(call, sums, pattern, outside)
             edited = pattern.clone()
             others = None if outside is None else outside[:, heads]
-            edited[:, heads] = self._damp_row(call, columns, pattern[:, heads], others)
+            edited[:, heads] = self._damp_row(call, sums, pattern[:, heads], others)
             return edited
 
-        return AttentionEdit(layer, None, None, begin, columns.reorder, row=row)
+        return AttentionEdit(layer, None, None, begin, sums.reorder, row=row)
 
     def _damp_row(
         self,
         call: RowCall,
-        columns: RunningColumns,
+        sums: RunningColumns,
         part: Float[Tensor, "batch head one k_pos"],
         outside: Float[Tensor, "batch head one"] | None,
     ) -> Float[Tensor, "batch head one k_pos"]:
@@ -149,18 +153,36 @@ class ACT:
         row = call.n_before - call.first_column
         rule, place = (self.alpha, self.protect_first), (call.first_key, n_keys, row, part.device)
         bound = call.shared.get("act", _row_bound, *rule, *place)
-        received = columns.follow(part, call.first_column)
+        received = sums.follow(part, call.first_column)
         return damp(part, received > bound, self.beta, outside=outside)
 
-    def bound(self, place: Place) -> Float[Tensor, "batch one q_pos k_pos"]:
+    def bound(self, place: Place, keys: Columns = EVERY) -> Float[Tensor, "batch one q_pos n"]:
         """What a key of each row must have received so far to be a sink: alpha / n times its rows.
 
         Infinite for keys that are not judged. One comparison with it, alike for all heads, stands for
         a mean, a product and a mask of every head's tile.
+
+        Args:
+            place: Of the tile.
+            keys: Which of its columns.
         """
-        n_rows = (place.rows - place.keys + 1).clamp(min=1)
-        bound = n_rows * (self.alpha / place.tokens_so_far().clamp(min=1))
-        return bound.masked_fill(~place.tokens(after_first=self.protect_first), torch.inf)
+        return self._bound(place, keys.of(place.keys), place.rows)
+
+    def least_bound(self, place: Place) -> Float[Tensor, "batch one k_pos"]:
+        """The least that ``bound`` is for each key in the tile: it grows from row to row.
+
+        Nor does what a key has received shrink: one that has less at the tile's end is no sink in it.
+        """
+        keys = place.keys
+        return self._bound(place, keys, torch.maximum(place.rows[0], keys))[:, :, 0]
+
+    def _bound(
+        self, place: Place, keys: Int[Tensor, " n"], rows: Int[Tensor, "*rows"]
+    ) -> Float[Tensor, "batch one q_pos n"]:
+        n_rows = (rows - keys + 1).clamp(min=1)
+        bound = n_rows * (self.alpha / (rows - place.first + 1).clamp(min=1))
+        judged = keys > place.first if self.protect_first else keys >= place.first
+        return bound.masked_fill(~judged, torch.inf)
 
     def _sinks_of_all_rows(self, call: TiledCall) -> Bool[Tensor, "batch head k_pos"]:
         """The sinks of a prompt by the mean over all its rows."""
@@ -186,6 +208,41 @@ def _row_bound(
     bound = (row - keys + 1) * (alpha / (row - first + 1))
     judged = keys > first if protect_first else keys >= first
     return bound.masked_fill(~judged, torch.inf)[:, None, None]
+
+
+def damp_keys(
+    pattern: Float[Tensor, "batch head q_pos k_pos"],
+    keys: Columns,
+    sinks: Bool[Tensor, "batch head #q_pos n"],
+    beta: float,
+    *,
+    outside: Float[Tensor, "batch head q_pos"] | None = None,
+) -> Float[Tensor, "batch head q_pos k_pos"]:
+    """``damp`` where all sinks are among a few ``keys``: the others are read and written once.
+
+    Args:
+        pattern: After softmax; rows sum to 1 (with ``outside``) or are 0.
+        keys: Columns that may be sinks.
+        sinks: Which of them are, by row.
+        beta: The factor on them.
+        outside: What each row gives to a learned sink that is no key.
+    """
+    if not sinks.shape[-1]:
+        return pattern
+    some = keys.of(pattern)
+    on_sinks = torch.where(sinks, some, 0.0)
+    damped = on_sinks.sum(dim=-1, keepdim=True)
+    most = float(damped.max())
+    if most == 0.0:
+        return pattern
+    if most > MOST_OF_A_ROW:
+        everywhere = sinks.new_zeros(pattern.shape)
+        keys.put(everywhere, sinks.expand(some.shape))
+        return damp(pattern, everywhere, beta, outside=outside)
+    grown = 1.0 + (1.0 - beta) * damped / (1.0 - damped)
+    edited = pattern * grown
+    keys.put(edited, torch.where(sinks, beta * some, some * grown))
+    return edited
 
 
 def damp(
@@ -217,56 +274,3 @@ def damp(
     freed = (rest > 0.0).to(rest) * (1.0 - beta)
     gain = freed * on_sinks.sum(dim=-1, keepdim=True) / rest.clamp(min=SMALLEST)
     return torch.addcmul(pattern, on_sinks, freed, value=-1.0).addcmul_(on_rest, gain)
-
-
-@dataclass(frozen=True)
-class DampedMass(PatternStatistic):
-    """The attention that ACT would damp, summed over all rows. ``[batch head]``; 0: it does nothing.
-
-    Padding must be on the left or known by rows; the mode is that of the intervention.
-    """
-
-    act: ACT
-
-    def start(self, shape: PatternShape) -> PatternAccumulator:
-        """Begin to collect it for one layer."""
-        return _DampedMass(self.act, shape)
-
-
-class _DampedMass(PatternAccumulator):
-    def __init__(self, act: ACT, shape: PatternShape) -> None:
-        valid = shape.row_valid
-        first = torch.zeros(shape.batch, dtype=torch.long, device=shape.device)
-        n_tokens = first + shape.n_q
-        if valid is not None:
-            first, n_tokens = valid.argmax(dim=1), valid.sum(dim=1).long()
-        self._call = TiledCall(0, 0, first, n_tokens, _not_asked, _not_asked)
-        self._act, self._n_keys = act, shape.n_k
-        # Tiles of long prompts hold some of the heads only: each part of the heads has its own sums.
-        self._columns: defaultdict[int, RunningColumns] = defaultdict(RunningColumns)
-        self._mass = torch.zeros(shape.batch, shape.n_heads, device=shape.device)
-
-    def update(self, block: PatternBlock) -> None:
-        place, part = Place(self._call, block), block.pattern.float()
-        columns = self._columns[block.heads.start]
-        if self._act.mode == "full":
-            columns.add(place, part)
-            return
-        sinks = columns.advance(place, part) > self._act.bound(place)
-        self._mass[block.batches, block.heads] += part.masked_fill(~sinks, 0.0).sum(dim=(-1, -2))
-
-    def finish(self) -> Float[Tensor, "batch head"]:
-        if self._act.mode == "causal":
-            return self._mass
-        parts = [self._columns[start].total for start in sorted(self._columns)]
-        total = torch.cat([part[..., : self._n_keys] for part in parts], dim=1)
-        keys = torch.arange(total.shape[-1], device=total.device)
-        first, n_tokens = self._call.first_key[:, None], self._call.n_tokens[:, None]
-        after = (first + n_tokens - keys).clamp(min=1)[:, None]
-        judged = (keys > first if self._act.protect_first else keys >= first)[:, None]
-        sinks = judged & (total / after * n_tokens[:, None] > self._act.alpha)
-        return total.masked_fill(~sinks, 0.0).sum(dim=-1)
-
-
-def _not_asked(*_: Any) -> Tensor:
-    raise AssertionError("a statistic asks for neither scores nor means")

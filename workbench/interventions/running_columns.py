@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from workbench.attention.edits import TiledCall
@@ -39,14 +39,6 @@ class Place:
         """Position of each prompt's first token."""
         first = self.call.first_key[self.block.batches].to(self.block.pattern.device)
         return first[:, None, None, None] + self.call.first_column
-
-    def tokens_so_far(self) -> Int[Tensor, "batch one q_pos one2"]:
-        """Tokens of the prompt up to each query."""
-        return self.rows - self.first + 1
-
-    def tokens(self, *, after_first: bool) -> Bool[Tensor, "batch one one2 k_pos"]:
-        """Which keys are tokens of the prompt, without the first if asked."""
-        return self.keys > self.first if after_first else self.keys >= self.first
 
 
 class RunningColumns:
@@ -93,17 +85,28 @@ class RunningColumns:
     ) -> Float[Tensor, "batch head q_pos k_pos"]:
         """Add a tile's rows; returns what each key has received up to each row."""
         block, total = place.block, self._room(place, part)
-        before = total[block.batches, :, block.columns][..., None, :]
-        part = _real_rows(part, block)
-        # A decoded token is one row: its sum so far is the new sum.
-        running = before + (part if part.shape[-2] == 1 else part.cumsum(dim=-2))
+        running = self.received(total[block.batches, :, block.columns], part, block)
         total[block.batches, :, block.columns] = running[..., -1, :]
         return running
 
-    def add(self, place: Place, part: Float[Tensor, "batch head q_pos k_pos"]) -> None:
-        """Add a tile's rows."""
+    def add(
+        self, place: Place, part: Float[Tensor, "batch head q_pos k_pos"]
+    ) -> tuple[Float[Tensor, "batch head k_pos"], Float[Tensor, "batch head k_pos"]]:
+        """Add a tile's rows; returns what each of its keys had received before it, and has after."""
         block, total = place.block, self._room(place, part)
-        total[block.batches, :, block.columns] += _real_rows(part, block).sum(dim=-2)
+        before = total[block.batches, :, block.columns].clone()
+        after = before + _real_rows(part, block).sum(dim=-2)
+        total[block.batches, :, block.columns] = after
+        return before, after
+
+    @staticmethod
+    def received(
+        before: Float[Tensor, "batch head n"],
+        part: Float[Tensor, "batch head q_pos n"],
+        block: PatternBlock,
+    ) -> Float[Tensor, "batch head q_pos n"]:
+        """What some of a tile's keys have received up to each of its rows."""
+        return before[..., None, :] + _real_rows(part, block).cumsum(dim=-2)
 
     def _room(self, place: Place, part: Tensor) -> Float[Tensor, "batch head k_pos"]:
         """The sums, with room for the tile's columns, at 0 where a new prompt begins."""
