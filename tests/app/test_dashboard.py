@@ -305,6 +305,7 @@ def test_starting_a_run_from_the_page_ends_with_its_result(store_path):
     wait_until_done(store_path, job_id)
     done = jobs.read(store_path, job_id)
     assert done.state == "done", jobs.log_tail(done)
+    assert done.done == done.total > 0
     again = open_page("attention-sinks", job=job_id)
     assert not again.exception
     assert next(box.value for box in again.selectbox if box.label.startswith("Result")) == done.key
