@@ -121,7 +121,9 @@ def test_an_edit_in_the_playground_is_seen_and_saved(tab, measured, expect, tmp_
     said = page.get_by_test_id("stCode")
     expect(said).to_have_count(2)
     assert all(text.strip() for text in said.all_inner_texts())
-    moved = np.array(page.evaluate(NUMBERS, [1, 0]), dtype=float)
+    # The grid of heads, the attention to the first token, and then where it moved.
+    expect(page.locator(GRAPH)).to_have_count(4)
+    moved = np.array(page.evaluate(NUMBERS, [2, 0]), dtype=float)
     assert moved[0, 1] > 0
     assert moved[0, [0, 2, 3]].max() == 0
     tab.shoot("playground")
