@@ -48,13 +48,16 @@ def show_tables(tables: Sequence[pd.DataFrame]) -> None:
             st.dataframe(table, hide_index=True)
 
 
-def show_sink_mass(masses: Sequence[Any]) -> None:
-    """Attention to the first token by layer, before and after."""
+def show_sink_mass(masses: Sequence[Any], n_pos: int) -> None:
+    """Attention to the first token of a prompt of ``n_pos`` tokens by layer, before and after."""
     stock, edited = masses
     if stock is None or edited is None:
         return
     st.caption(
-        plain("Attention to the first token: mean over heads and the prompt's queries after it.")
+        plain(
+            "Attention to the first token: mean over heads and the prompt's queries after it; "
+            f"n = {n_pos - 1} queries."
+        )
     )
     st.plotly_chart(
         sink_mass_figure(stock.numpy(), edited.numpy()),

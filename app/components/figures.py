@@ -11,6 +11,8 @@ from app.components.arrays import array_of
 
 HEAD_AXES = ("head (index)", "layer (index)")
 """The axis titles of ``layer_head_heatmap``."""
+ROOM_PX = 32
+"""Above a figure without its title: the headings of its panels, and plotly's buttons."""
 MOST_TARGETS = 2500
 """Cells that can be clicked; a map of more keeps its hover and is chosen from by name."""
 
@@ -58,9 +60,9 @@ def _without_title(figure: go.Figure, name: str) -> tuple[str, str, go.Figure]:
     caption = drawn.layout.title.subtitle.text or ""
     if drawn.layout.title.text:
         top = int(drawn.layout.margin.t or 80)
-        drawn.update_layout(title=None, margin_t=48)
+        drawn.update_layout(title=None, margin_t=ROOM_PX)
         if drawn.layout.height:
-            drawn.update_layout(height=int(drawn.layout.height) - top + 48)
+            drawn.update_layout(height=int(drawn.layout.height) - top + ROOM_PX)
     return plain(_words(title)), plain(_words(caption)), drawn
 
 

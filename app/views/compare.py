@@ -8,14 +8,12 @@ import streamlit as st
 from app import data, url
 from app.components import compare_figures as drawing
 from app.components.layout import page
-from app.components.result_view import label_of
+from app.components.result_view import MOST_OFFERED, label_of
 from app.components.text import number, plain
 from workbench.errors import ConfigError, StoreError, WorkbenchError
 from workbench.result import Result
 
 FEWEST, MOST = 2, 6
-OFFERED = 1000
-"""Results in the list, the newest; any other by its key in the URL."""
 
 
 def compare_page() -> None:
@@ -48,8 +46,7 @@ def _choose(entries: list[Any]) -> list[str]:
     probe = st.selectbox("Probe", probes, key="compare probe")
     url.keep("probe", probe, probes[0])
     known = {entry.key: entry for entry in entries}
-    labels = {entry.key: label_of(entry) for entry in entries if entry.probe == probe}
-    offered = list(labels)[:OFFERED]
+    offered = [entry.key for entry in entries if entry.probe == probe][:MOST_OFFERED]
 
     def parse(text: str) -> list[str]:
         keys = [_whole_key(part) for part in text.split(",") if part]

@@ -50,8 +50,9 @@ def _lead_on(job: jobs.Job) -> None:
 
 def title_of(job: jobs.Job) -> str:
     """A job in a list."""
-    model = job.request.about.get("model")
-    return f"{job.request.name}{f' on {model}' if model else ''}"
+    model, cells = (job.request.about.get(name) for name in ("model", "cells"))
+    more = f" on {model}" if model else f" of {cells} cells" if cells else ""
+    return f"{job.request.name}{more}"
 
 
 def _filtered(found: list[jobs.Job]) -> list[jobs.Job]:

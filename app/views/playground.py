@@ -125,7 +125,7 @@ def _details() -> None:
     show_tables(tables)
     if attention:
         st.subheader("Where attention moved")
-        show_sink_mass(masses)
+        show_sink_mass(masses, len(texts))
         _attention(attention, texts)
 
 

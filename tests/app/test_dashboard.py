@@ -1,5 +1,6 @@
 """Every page as a person meets it: an empty store, a full one, damage, wrong addresses."""
 
+import dataclasses
 import hashlib
 import json
 import shutil
@@ -20,6 +21,7 @@ from streamlit.util import calc_hash
 import app
 import workbench as wb
 from app import jobs, models, registry
+from app.components.arrays import array_of
 from app.components.asked import asked_by_job, asked_by_provenance
 from app.components.both_models import sink_mass_figure
 from app.components.result_view import stock_twin
@@ -32,6 +34,7 @@ from workbench.generation import compare_generation
 from workbench.interventions.files import from_content
 from workbench.interventions.mean_heads import MeanHeads
 from workbench.interventions.zerotuning import ZeroTuning
+from workbench.models.base import Site
 from workbench.models.names import demo_folder
 from workbench.result import Result
 from workbench.store.results import Store
@@ -103,6 +106,24 @@ def test_a_page_opens_on_an_empty_store(page):
     assert not tab.exception
     assert not tab.error
     assert tab.title[0].value
+    if page not in OWN:
+        every_setting_has_a_field_that_explains_it(tab, find_probe(page))
+
+
+def every_setting_has_a_field_that_explains_it(tab, probe):
+    kinds = ("number_input", "selectbox", "toggle", "text_input")
+    shown = {box.key: box for kind in kinds for box in getattr(tab, kind)}
+    for field in dataclasses.fields(probe.config):
+        box = shown[f"run {probe.name} {field.name}"]
+        said = box.help.replace("\\", "").replace("\u2060", "")
+        assert " ".join(field.metadata["help"].split()) in said
+        if unit := field.metadata.get("unit"):
+            assert f"({unit})" in box.label
+        ends = [field.metadata.get(end) for end in ("low", "high")]
+        for end in ends:
+            assert end is None or f"{end:g}" in said
+        if hasattr(box, "min") and field.metadata.get("low") is not None:
+            assert box.min == ends[0]
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -128,6 +149,39 @@ def test_a_result_shows_its_numbers_figures_and_head(full):
     assert tab.metric[0].label.replace("\\", "") == "sink rate"
     assert tab.get("plotly_chart")
     assert [box.value for box in tab.selectbox if "Head" in box.label] == ["L0H1"]
+
+
+@needs_demo
+def test_a_long_prompt_is_shown_in_a_window_and_what_is_outside_is_said(full):
+    """69 tokens and more: queries 3 to 66 with their own keys and the first four."""
+    prompt = " ".join(["one two three four"] * 24)
+    tab = open_page(
+        "attention-sinks",
+        key=full[0],
+        head="L0H1",
+        on="demo",
+        pattern="yes",
+        prompt=prompt,
+        window="3",
+    )
+    assert not tab.exception
+    with models.using("demo") as model:
+        ids = torch.tensor([model.tokenizer(prompt)["input_ids"]])
+        whole = model.capture(ids, [Site("pattern", 0)])[Site("pattern", 0)][0, 1].numpy()
+    shown = whole[3:67, [0, 1, 2, *range(3, 67)]]
+    spec = json.loads(tab.get("plotly_chart")[-1].proto.spec)
+    drawn = array_of(spec["data"][0]["z"])
+    np.testing.assert_allclose(np.nan_to_num(drawn), shown, atol=1e-5)
+    outside = float(1 - shown.sum(axis=1).mean())
+    assert f"{ids.shape[1]} tokens; queries 3 to 66 are shown" in told(tab)
+    assert f"{outside:.1%} of their attention goes to keys that are not shown" in told(tab)
+
+
+@needs_demo
+def test_a_prompt_that_the_model_cannot_read_is_refused(full):
+    tab = open_page("attention-sinks", key=full[0], on="demo", pattern="yes", prompt="one " * 5000)
+    assert not tab.exception
+    assert "a prompt must have at most" in told(tab)
 
 
 def test_damaged_arrays_are_told_in_one_line(full, store_path):
@@ -170,6 +224,7 @@ WRONG = [
     ("attention-sinks", {"figur": "x"}, "Did you mean 'figure'"),
     ("overview", {"model": "nobody"}, "no model is called"),
     ("compare", {"keys": "zz"}, "at least 6"),
+    ("compare", {"keys": ",".join([key_of("one")[:12]] * 7)}, "at most 6 results"),
     ("compare", {"probe": "attention-sink"}, "Did you mean 'attention-sinks'"),
     ("jobs", {"job": "x"}, "job must be the id"),
     ("jobs", {"state": "lost"}, "no state is called"),
@@ -250,6 +305,7 @@ def test_starting_a_run_from_the_page_ends_with_its_result(store_path):
     wait_until_done(store_path, job_id)
     done = jobs.read(store_path, job_id)
     assert done.state == "done", jobs.log_tail(done)
+    assert done.done == done.total > 0
     again = open_page("attention-sinks", job=job_id)
     assert not again.exception
     assert next(box.value for box in again.selectbox if box.label.startswith("Result")) == done.key
@@ -333,16 +389,28 @@ def test_a_job_of_a_killed_process_is_shown_as_killed(store_path):
     asked = {"kind": "run", "name": "attention-sinks", "arguments": ["run"], "about": {}}
     (folder / "request.json").write_text(json.dumps(asked))
     (folder / "status.json").write_text(json.dumps({"pid": 2**22 + 1, "birth": "1"}))
+    (folder / "log").write_text('{"done": 3, "total": 8}\nworkbench: loading <b>weights</b>\n')
     tab = open_page("jobs")
     assert "killed" in told(tab)
+    assert list(tab.dataframe[0].value["progress"]) == ["3/8"]
+    assert tab.code[-1].value == "loading <b>weights</b>"
     assert list(tab.dataframe[0].value["state"]) == ["killed"]
 
 
-def test_compare_draws_results_together_and_their_difference(full):
-    tab = open_page("compare", keys=",".join(key[:12] for key in full[:2]))
+def test_six_results_are_compared_on_the_same_axes_and_each_with_the_first(full, store_path):
+    planted = planted_result()
+    half = dataclasses.replace(planted, score=planted.score / 2)
+    other = keep(store_path, "other", measured=half)
+    keys = [*full, other, keep(store_path, "five"), keep(store_path, "six")]
+    tab = open_page("compare", keys=",".join(key[:12] for key in keys))
     assert not tab.exception
-    assert len(tab.get("plotly_chart")) == 2
-    assert np.all(tab.dataframe[0].value.iloc[:, -1] == "+0")
+    together, gap = (json.loads(chart.proto.spec) for chart in tab.get("plotly_chart"))
+    assert (len(together["data"]), len(gap["data"])) == (6, 5)
+    assert told(tab).count("n = 2 prompts") == 6
+    table = tab.dataframe[0].value
+    gaps = list(table[table.metric == "mean_score"].iloc[0, 7:])
+    whole = Store(store_path).get(full[0]).metrics()["mean_score"]
+    assert gaps == ["+0", "+0", f"{-whole / 2:+.4g}", "+0", "+0"]
 
 
 @needs_demo

@@ -11,6 +11,7 @@ pytest.importorskip("plotly")
 
 from app.components import checkpoints
 from app.components import compare_figures as compare
+from app.components.both_models import sink_mass_figure
 from app.components.head_view import pattern_figure
 from app.components.intervention_form import _grid
 from app.views.playground import keys_figure, moved_figure
@@ -67,6 +68,7 @@ def figures():
         "pattern": pattern_figure(pattern, TOKENS, positions, positions, "L0H1"),
         "keys": keys_figure(attention[0, 0], attention[0, 1], TOKENS, "L0H1"),
         "moved": moved_figure([attention, attention[..., ::-1]]),
+        "sink mass": sink_mass_figure(np.array([0.5, 0.25]), np.array([0.75, 0.25])),
         "grid": _grid(2, 3, ["L0H1"]),
         "curves": checkpoints.curves_figure(
             CURVES, 4, checkpoints.theory_of("bigram-backcopy", CURVES)

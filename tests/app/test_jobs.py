@@ -10,7 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from app import jobs
-from workbench.models.names import demo_folder
 from workbench.processes import birth_of, is_alive
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="jobs need a Unix system")
@@ -67,16 +66,6 @@ def written(store, job_id, **status):
     if status:
         (folder / "status.json").write_text(json.dumps(status))
     return folder
-
-
-@pytest.mark.skipif(not (demo_folder() / "config.json").is_file(), reason="needs the demo model")
-def test_a_job_runs_and_leaves_its_result(store):
-    job, new = jobs.start(store, request(*RUN, "--progress=json", "--json"))
-    assert new
-    done = wait_for(store, job, "done", "failed")
-    assert done.state == "done", jobs.log_tail(done)
-    assert (store / "results" / done.key[:2] / done.key / "result.json").is_file()
-    assert done.done == done.total > 0
 
 
 def test_a_job_that_fails_says_why(store):

@@ -34,6 +34,8 @@ PATIENCE_MS = 180_000
 START_SECONDS = 90.0
 MOST_BYTES = 190_000
 """Of a picture in all its colours."""
+HIGHEST_PX = 2700
+"""Of a picture: a head's page with its pattern."""
 RENAME = """([before, after]) => {
     const texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
     while (texts.nextNode())
@@ -182,7 +184,7 @@ class Tab:
         width = self.page.viewport_size["width"]
         self.page.set_viewport_size({"width": width, "height": 700})
         main = self.page.get_by_test_id("stMain")
-        height = min(main.evaluate("main => main.scrollHeight"), 2200)
+        height = min(main.evaluate("main => main.scrollHeight"), HIGHEST_PX)
         self.page.set_viewport_size({"width": width, "height": height})
         main.evaluate("main => main.scrollTo(0, 0)")
         self.page.wait_for_timeout(1500)  # figures are drawn again for the new size

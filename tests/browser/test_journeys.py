@@ -121,7 +121,9 @@ def test_an_edit_in_the_playground_is_seen_and_saved(tab, measured, expect, tmp_
     said = page.get_by_test_id("stCode")
     expect(said).to_have_count(2)
     assert all(text.strip() for text in said.all_inner_texts())
-    moved = np.array(page.evaluate(NUMBERS, [1, 0]), dtype=float)
+    # The grid of heads, the attention to the first token, and then where it moved.
+    expect(page.locator(GRAPH)).to_have_count(4)
+    moved = np.array(page.evaluate(NUMBERS, [2, 0]), dtype=float)
     assert moved[0, 1] > 0
     assert moved[0, [0, 2, 3]].max() == 0
     tab.shoot("playground")
@@ -159,6 +161,8 @@ def test_a_job_survives_a_reload_and_is_found_by_another_tab(
     tab.settle()
     expect(page.get_by_text("running", exact=True).first).to_be_visible()
     assert f"job={long_training}" in page.url
+    expect(page.get_by_text("Dashed in sink_logit_gap: theory: 1/2 ln t + c.")).to_be_visible()
+    tab.shoot("training")
     page.context.close()
     other = open_tab()
     seen = other.open("jobs")

@@ -49,6 +49,23 @@ def test_a_wrong_address_says_so_and_shows_the_default(tab, measured, expect):
     expect(page.get_by_text("no figure is called")).to_have_count(0)
 
 
+def test_a_click_on_an_empty_cell_of_the_overview_leads_to_its_start(tab, measured, expect):
+    page = tab.open()
+    grid = page.get_by_test_id("stDataFrame").first.locator("canvas").first
+    expect(grid).to_be_visible()
+    box = grid.bounding_box()
+    # The first row is demo; of the last column that is seen nothing has been run.
+    page.mouse.click(box["x"] + box["width"] - 60, box["y"] + 35 + 17)
+    page.wait_for_url(lambda url: "probe=" in url)
+    chosen = page.get_by_role("combobox", name="Probe").input_value()
+    assert f"probe={chosen}" in page.url
+    expect(page.get_by_text(f"{chosen} has not been run on demo")).to_be_visible()
+    page.get_by_role("link", name=f"Start {chosen}").click()
+    title = chosen.replace("-", " ").capitalize()
+    expect(page.get_by_role("heading", name=title, level=1)).to_be_visible()
+    expect(page.get_by_role("button", name="Start", exact=True)).to_be_visible()
+
+
 def test_markup_in_texts_of_others_stays_text(tab, hostile, expect):
     dialogs = []
     tab.page.on("dialog", lambda dialog: (dialogs.append(dialog.message), dialog.dismiss()))

@@ -82,7 +82,9 @@ def test_the_race_keeps_the_heads_that_brute_force_keeps(seed, batch_size, reach
 def test_both_races_keep_on_real_rows_what_brute_force_keeps(shared_data, name, task, file, n):
     model = wb.load(name if name == "demo" else str(shared_data / name))
     rows = read_questions(find_task(task), shared_data / "tasks" / f"{file}.jsonl", 2 * n)
-    fits = [row for row in rows if len(model.tokenizer(row.prompt, verbose=False)["input_ids"]) < 240][:n]
+    fits = [
+        row for row in rows if len(model.tokenizer(row.prompt, verbose=False)["input_ids"]) < 240
+    ][:n]
     asked = encode_questions(model, fits, Settings())
     assert len(asked) == n
     act, layers = ACT(alpha=2.0, beta=0.0), range(model.spec.n_layers)
