@@ -116,7 +116,8 @@ def test_a_sample_tells_what_the_tests_of_a_project_notice(tmp_path, capsys):
         "\n\ndef once():\n    return 3\n"
     )
     (tmp_path / "test_small.py").write_text(
-        "from pathlib import Path\n\nfrom small import larger, loops, once\n\n\ndef test_larger():\n    assert larger(2, 1) == 2\n"
+        "from pathlib import Path\n\nfrom small import larger, loops, once\n"
+        "\n\ndef test_larger():\n    assert larger(2, 1) == 2\n"
         "\n\ndef test_loops():\n    assert loops(3) == 0\n"
         "\n\ndef test_once():\n    assert once() and not Path('map/tests.json').exists()\n"
     )
