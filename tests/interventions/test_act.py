@@ -172,12 +172,13 @@ def test_only_the_chosen_heads_change():
     assert changed[[0, 1, 3]].max() == 0
 
 
-def test_the_first_token_is_damped_only_when_it_is_not_protected():
+@pytest.mark.parametrize("mode", ["causal", "full"])
+def test_the_first_token_is_damped_only_when_it_is_not_protected(mode):
     model, tokens = wb.wrap(tiny_model("gpt2")), random_tokens(1, N_POS)
     stock = pattern_of(model, tokens)
-    with model.edit(ACT(alpha=LOW, mode="full", protect_first=False)):
+    with model.edit(ACT(alpha=LOW, mode=mode, protect_first=False)):
         edited = pattern_of(model, tokens)
-    wanted = defined(stock[0], alpha=LOW, beta=0.4, mode="full", protect_first=False)
+    wanted = defined(stock[0], alpha=LOW, beta=0.4, mode=mode, protect_first=False)
     torch.testing.assert_close(edited[0].double(), wanted, rtol=0, atol=1e-5)
     assert torch.equal(edited[:, :, 0], stock[:, :, 0])  # a row that sees only itself
 
