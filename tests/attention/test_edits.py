@@ -11,6 +11,8 @@ from workbench.attention.whole import change_pattern
 
 N_Q, N_K = 9, 13  # behind a cache of four keys; more keys than d_head = 8
 FIRST = torch.tensor([0, 3])
+GONE = torch.tensor([-1, 8])
+"""The first key has left the cache, or stands behind the first queries."""
 PER_HEAD = torch.tensor([0.5, 1.0, 2.0, -1.0])
 
 
@@ -71,12 +73,12 @@ def test_weights_are_columns_of_the_pattern_and_values_rows_of_the_values(kind):
 
 @pytest.mark.parametrize("factor", [1, 1.7, PER_HEAD], ids=["stock", "one factor", "by head"])
 @pytest.mark.parametrize("changes", [{}, {"softcap": 0.8}], ids=["plain", "capped"])
-@pytest.mark.parametrize("first", [None, FIRST], ids=["from 0", "padded"])
+@pytest.mark.parametrize("first", [None, FIRST, GONE], ids=["from 0", "padded", "gone"])
 @pytest.mark.parametrize("kind", ["none", "bool", "added"])
 def test_surprise_is_minus_the_log_of_the_first_key_s_weight(kind, first, changes, factor):
     call = make_call(kind, first, **changes)
     columns = [0, 0] if first is None else first.tolist()
-    whole = dense_scores(call.inputs, factor)
+    whole = torch.nn.functional.pad(dense_scores(call.inputs, factor), (0, 1), value=-torch.inf)
     score = torch.stack([whole[prompt, :, :, column] for prompt, column in enumerate(columns)])
     expected = (call.log_sum - score).nan_to_num(nan=torch.inf, posinf=torch.inf)
     close(call.surprise(call.first_products(), factor), expected)
