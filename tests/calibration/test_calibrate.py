@@ -75,10 +75,13 @@ def test_gamma_is_the_best_of_its_side_on_questions_that_chose_no_head(demo, obj
         right = float((answers.margin > 0).float().mean()), float(answers.margin.mean())
         values[gamma] = (-float(answers.entropy.mean()), 0.0) if objective == "entropy" else right
     best = max(values, key=lambda gamma: values[gamma])
-    assert set(found.scores["validation"]) == {str(gamma) for gamma in values if gamma != 1.0}
+    assert heads
+    assert found.scores["validation_uncalibrated"] == pytest.approx(list(values.pop(1.0)), abs=1e-4)
+    assert set(found.scores["validation"]) == set(map(str, values))
+    for gamma, value in values.items():
+        assert found.scores["validation"][str(gamma)] == pytest.approx(list(value), abs=1e-4)
     assert found.settings["gamma"] == best
     assert found.heads == (() if best == 1.0 else heads)
-    assert heads
 
 
 def test_the_table_is_an_evaluation_of_the_part_that_chose_nothing(demo):

@@ -43,9 +43,7 @@ def test_each_row_is_decoded_under_its_own_head(model, name):
 
 
 CASES = [("llama", name) for name in EDITS] + [
-    (family, name)
-    for family in ("gpt2", "gemma2", "gpt_oss", "gpt_neox", "mistral", "phi3", "olmo2")
-    for name in ("act", "zerotuning")
+    (family, "act") for family in ("gpt2", "gemma2", "gpt_oss", "gpt_neox", "mistral", "phi3")
 ]
 
 
@@ -59,10 +57,10 @@ def equal_to_whole_passes(model, asked, name, found, rows, layer):
 
 @pytest.mark.parametrize(("family", "name"), CASES)
 def test_answers_of_later_rows_equal_whole_passes(family, name):
-    model, asked = wb.wrap(tiny_model(family)), questions()
+    model, asked = wb.wrap(tiny_model(family)), questions(6)
     prepared = prepare(model, asked, EDITS[name], (0, 1), Work())
     assert isinstance(prepared.rows, LaterRows)
-    rows = [(0, 1), (5, 0), (0, 2), (9, 3), (3, 1)]
+    rows = [(0, 1), (5, 0), (0, 2)]
     moved = 0.0
     for layer in (0, 1):
         found = prepared.rows.answers(layer, rows, 2, Work())

@@ -116,7 +116,9 @@ metric_list:
 
 
 @pytest.mark.parametrize("edit", [None, wb.ZeroTuning(4.0)], ids=["stock", "edited"])
-@pytest.mark.parametrize("name", ["demo", "models/stories260K"])
+@pytest.mark.parametrize(
+    "name", ["demo", pytest.param("models/stories260K", marks=pytest.mark.slow)]
+)
 def test_accuracy_on_real_rows_is_the_harness_accuracy(shared_data, tmp_path, name, edit):
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager

@@ -76,7 +76,7 @@ def encode_questions(
             shown = ", ".join(repr(label) for label in question.labels)
             raise DataError(
                 f"labels must begin with different tokens to be told apart by the first; {shown} of "
-                f"{row} do not with this tokenizer; use scoring=loglikelihood, or other labels"
+                f"{row} do not with this tokenizer; use other labels, or evaluate with scoring=loglikelihood"
             )
     return encoded
 
