@@ -59,8 +59,11 @@ def asked_by_provenance(result: Result) -> Asked | None:
         return None
     if prompts and source not in named:
         return None
-    given = {name: made[name] for name in ("seed", "dtype", "backend", "bos") if name in made}
-    given |= {"revision": revision} if from_hub else {}
+    given: dict[str, Any] = {
+        name: made[name] for name in ("seed", "dtype", "backend", "bos") if name in made
+    }
+    if from_hub:
+        given["revision"] = revision
     if prompts:
         given["limit"] = prompts["n_prompts"] + prompts.get("n_left_out", 0)
         if prompts.get("n_pos_min") == (n_pos := prompts.get("n_pos_max")):

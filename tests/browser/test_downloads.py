@@ -6,6 +6,7 @@ import io
 import json
 import re
 
+import numpy as np
 import pytest
 
 from tests.browser.conftest import CHROMIUM
@@ -31,7 +32,8 @@ def test_numbers_are_downloaded_as_they_are_stored(save, measured):
     stock = measured["stock"]
     content = json.loads(save("JSON"))
     assert content["key"] == stock.key
-    assert content["arrays"]["score"] == pytest.approx(stock.score.tolist())
+    score = np.array(content["arrays"]["score"], dtype=float)
+    np.testing.assert_allclose(score, stock.score, atol=1e-6)
     table = stock.table()
     rows = list(csv.reader(io.StringIO(save("CSV").decode())))
     assert rows[0] == list(table)
