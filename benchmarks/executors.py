@@ -74,20 +74,21 @@ def _bare(work: str, n_processes: int) -> list[float]:
 
 
 def ray(table: Table, folder: Path, arguments: argparse.Namespace) -> None:
-    """The same cells on actors of a node of two cores, and on processes, two of each."""
+    """The same cells on actors and on processes in turn: two of each, or one where there is one core."""
     import ray as library
 
-    from workbench.execute.local import LocalExecutor
+    from workbench.execute.local import LocalExecutor, n_cores
     from workbench.execute.ray import RayExecutor
 
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
-    shape = f"{arguments.cells} cells"
+    n = min(2, n_cores())
+    shape = f"{arguments.cells} cells, {n} worker{'s' * (n > 1)}"
     try:
         # "local": what another Ray left behind on this machine is not connected to.
         library.init(
             address="local",
-            num_cpus=2,
+            num_cpus=n,
             include_dashboard=False,
             log_to_driver=False,
             logging_level="ERROR",
@@ -96,15 +97,15 @@ def ray(table: Table, folder: Path, arguments: argparse.Namespace) -> None:
         note = f"not measured: {' '.join(str(error).split())[:200]}"
         print(note, file=sys.stderr)
         table.rows.append(
-            Row(name="whole sweep", peer="workbench, two Ray actors", shape=shape, note=note)
+            Row(name="whole sweep", peer="workbench, Ray actors", shape=shape, note=note)
         )
         return
     local, actors = [], []
     for turn in range(arguments.rounds):
-        local.append(_sweep(folder / f"l{turn}", LocalExecutor(2, n_threads=1), arguments))
-        actors.append(_sweep(folder / f"r{turn}", RayExecutor(2), arguments))
+        local.append(_sweep(folder / f"l{turn}", LocalExecutor(n, n_threads=1), arguments))
+        actors.append(_sweep(folder / f"r{turn}", RayExecutor(n), arguments))
     library.shutdown()
-    _compare(table, "two processes", "two Ray actors", shape, local, actors, cpu=False)
+    _compare(table, "processes", "Ray actors", shape, local, actors, cpu=False)
 
 
 def _sweep(path: Path, executor: Any, arguments: argparse.Namespace) -> dict[str, float]:
