@@ -4,12 +4,8 @@ import math
 import re
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any
 
-import streamlit as st
-
-from workbench.errors import WorkbenchError
 from workbench.store.strict_json import to_json
 
 _MARKUP = re.compile(r"([!-/:-@\[-`{-~])")
@@ -24,15 +20,6 @@ def plain(text: str) -> str:
     """
     escaped = _MARKUP.sub(r"\\\1", " ".join(text.split()))
     return escaped.replace("\\:", f"\\:{_WORD_JOINER}")
-
-
-@contextmanager
-def telling() -> Iterator[None]:
-    """Show an error that a person can mend as one line, and go on behind the block."""
-    try:
-        yield
-    except WorkbenchError as error:
-        st.error(plain(str(error)))
 
 
 def number(value: float) -> str:

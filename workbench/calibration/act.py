@@ -35,14 +35,7 @@ def calibrate_act(
         ConfigError: The skipped layers leave none.
         DataError: A question that cannot be scored.
     """
-    spec = model.spec
-    layers = range(config.skip_first_layers, spec.n_layers - config.skip_last_layers)
-    if not layers:
-        raise ConfigError(
-            f"skipped layers must leave at least one of {spec.n_layers}; got "
-            f"skip_first_layers={config.skip_first_layers} and "
-            f"skip_last_layers={config.skip_last_layers}; set them lower"
-        )
+    spec, layers = model.spec, _layers(model, config)
     settings: dict[str, Any] = {
         "alpha": config.alpha,
         "beta": config.beta,
@@ -65,14 +58,11 @@ def calibrate_act(
         best = max(together, key=lambda n: (together[n], -n))
         heads = tuple(sorted(strongest[:best]))
 
-    def by_head(values: Tensor) -> dict[str, int]:
-        return {f"L{layer}H{head}": int(values[layer, head]) for layer, head in race.kept()}
-
     n_tried = len(layers) * spec.n_heads
     n_whole = (n_tried + 1) * len(asked) + len(together) * len(parts.validation)
     scores: dict[str, Any] = {
-        "won": by_head(race.won),
-        "lost": by_head(race.lost),
+        "won": _by_head(race.won, race.kept()),
+        "lost": _by_head(race.lost, race.kept()),
         "rows_with_sinks": int(stock.touched[list(layers)].sum()),
         "rows_run": int(race.run.sum()),
     }
@@ -87,6 +77,23 @@ def calibrate_act(
         layer_forwards=round(work.layer_forwards),
         layer_forwards_naive=n_whole * spec.n_layers,
     )
+
+
+def _layers(model: ModelAdapter, config: ActCalibration) -> range:
+    """The layers whose heads may be chosen."""
+    n_layers = model.spec.n_layers
+    layers = range(config.skip_first_layers, n_layers - config.skip_last_layers)
+    if not layers:
+        raise ConfigError(
+            f"skipped layers must leave at least one of {n_layers}; got "
+            f"skip_first_layers={config.skip_first_layers} and "
+            f"skip_last_layers={config.skip_last_layers}; set them lower"
+        )
+    return layers
+
+
+def _by_head(values: Tensor, heads: Sequence[tuple[int, int]]) -> dict[str, int]:
+    return {f"L{layer}H{head}": int(values[layer, head]) for layer, head in heads}
 
 
 def _together(

@@ -97,6 +97,10 @@ def calibrate_command(request: CalibrateRequest) -> None:
     print_json(document) if request.as_json else _show(calibrated)
     if splits.n_repeated:
         message(f"{splits.n_repeated} questions were left out: their prompt had come before")
+    _tell_next(request)
+
+
+def _tell_next(request: CalibrateRequest) -> None:
     message(f"written: {request.output}")
     message(
         f"next: workbench evaluate --model {request.model} --task {request.task} --data TEST.jsonl "
