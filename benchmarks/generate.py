@@ -169,6 +169,11 @@ METHODS: dict[str, Callable[[dict[str, Any]], tuple[Any, Run]]] = {
     "TransformerBridge": bridge,
     "nnsight": nnsight,
 }
+WHY = {
+    "zerotuning score": "; eager attention costs less than SDPA's call on short prompts, and nnsight's loop leaves "
+    "out what generate does between tokens"
+}
+"""Where others may be ahead of ours, and of stock ``generate`` as well: why."""
 SAME_EDIT = ("zerotuning score", "eager, edited pattern", "TransformerBridge", "nnsight")
 PEERS = {"TransformerBridge": "transformer-lens", "nnsight": "nnsight"}
 
@@ -307,7 +312,7 @@ def rows_of(
                     **cpu,
                     limit=1.0,
                     distance=1.0 / cpu["ratio"],
-                    note=f"by wall time {wall['ratio']:.2f}",
+                    note=f"by wall time {wall['ratio']:.2f}" + WHY.get(name, ""),
                 )
             )
     return rows

@@ -292,6 +292,7 @@ def test_plain_escapes_every_mark(mark):
         assert letter not in "<>*[]#:$`_" or shown[place - 1] == "\\"
 
 
+@pytest.mark.slow
 @needs_demo
 def test_starting_a_run_from_the_page_ends_with_its_result(store_path):
     query = {"limit": "2", "n_pos": "32"}

@@ -125,6 +125,7 @@ def test_a_tag_in_a_domain_or_a_token_is_text_in_every_figure(store, tmp_path):
         assert "&lt;a href" in data or "example.com" not in data
 
 
+@pytest.mark.slow
 def test_twenty_results_of_every_probe_fit_ten_megabytes(store, tmp_path):
     cases = [case for case in every_figure.RESULTS if case != "attention-sinks long"]
     for number in range(20):

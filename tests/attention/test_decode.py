@@ -115,7 +115,7 @@ def test_layers_that_are_edited_alike_share_one_mask_a_pass(monkeypatch):
 @pytest.mark.parametrize(
     "edits",
     [
-        [wb.ZeroTuning(5.0), wb.ZeroTuning(0.3)],
+        [wb.ZeroTuning(5.0), wb.ZeroTuning(3.0)],
         [wb.ZeroTuning(1.7, mode="key"), wb.ZeroTuning(5.0), wb.ZeroTuning(0.5, mode="key")],
         [wb.ACT(1.2, 0.2, ((0, 1), (0, 2))), wb.ACT(0.6, 0.2, ((1, 1), (1, 2)), False)],
         [wb.ZeroTuning(5.0), wb.ACT(1.2, 0.2), wb.ZeroHeads(((0, 1),))],

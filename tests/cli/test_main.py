@@ -106,7 +106,9 @@ def test_out_of_memory_is_one_line(command, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["Ctrl-C", "SIGTERM"]
+    ("number", "code"),
+    [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)],
+    ids=["Ctrl-C", "SIGTERM"],
 )
 def test_a_stopped_run_keeps_what_was_finished(run_tiny, tiny_folder, store_path, number, code):
     finished = run_tiny("--json").json["key"]

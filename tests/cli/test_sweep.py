@@ -123,6 +123,7 @@ def test_wrong_options_are_one_line(command, plan_file, options, words):
     command("sweep", plan_file(), *options).failed_with(words)
 
 
+@pytest.mark.slow
 def test_some_failed_is_exit_code_3_and_the_rest_is_kept(command, plan_file, store_path):
     bad = {"name": "zero-heads", "heads": [[9, 0]]}
     plan = plan_file(interventions=["none", bad])

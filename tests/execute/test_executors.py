@@ -127,6 +127,7 @@ def check_results(two_models, store, summary):
     assert store.verify().damaged == {}
 
 
+@pytest.mark.slow
 def test_a_cell_that_kills_every_worker_fails_and_the_rest_are_kept(kind, two_models, store):
     plan = sinks(two_models)
     first = []
@@ -182,6 +183,7 @@ def is_running(pid):
         return False
 
 
+@pytest.mark.slow
 def test_a_cell_tells_how_far_it_is(kind, two_models, store, monkeypatch):
     if kind is Ray:
         monkeypatch.setattr("workbench.execute.ray.ASK_SECONDS", 0.02)

@@ -109,6 +109,7 @@ def test_wilson_is_the_interval_of_the_score_test():
     assert wilson(10, 10)[1] == pytest.approx(1.0)
 
 
+@pytest.mark.slow
 def test_a_sample_tells_what_the_tests_of_a_project_notice(tmp_path, capsys):
     (tmp_path / "small.py").write_text(
         "def larger(a, b):\n    return a if a > b else b\n\n\ndef never():\n    return 1\n"

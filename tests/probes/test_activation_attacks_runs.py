@@ -37,7 +37,7 @@ pytestmark = [pytest.mark.filterwarnings(text) for text in LIBRARY_WARNINGS]
 # The whole probe
 
 
-@pytest.mark.parametrize("family", ["gpt2", "toy"])
+@pytest.mark.parametrize("family", ["gpt2", pytest.param("toy", marks=pytest.mark.slow)])
 def test_the_whole_probe_and_its_example_replayed(family):
     model = MODELS[family]()
     config = small(

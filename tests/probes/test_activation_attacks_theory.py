@@ -107,6 +107,7 @@ def half_point(n_dims, grid, free=None):
     return float(t_max)
 
 
+@pytest.mark.slow
 def test_it_is_linear_in_the_dimensions():
     dims = [8, 16, 32]
     found = [half_point(n, [int(n * r) for r in (1.5, 1.75, 2, 2.25)]) for n in dims]

@@ -14,7 +14,13 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("share", [pytest.param(0.3, marks=pytest.mark.slow), 0.8])
-@pytest.mark.parametrize("search", list(SEARCHES))
+@pytest.mark.parametrize(
+    "search",
+    [
+        pytest.param(name, marks=pytest.mark.slow) if name == "activations" else name
+        for name in SEARCHES
+    ],
+)
 def test_a_kill_in_the_middle_of_a_batch_costs_at_most_one_problem(search, share, tmp_path):
     expected, whole = SEARCHES[search](None, 10**9)
     assert whole.widest > 3  # problems in one pass, or rows of as many

@@ -69,6 +69,7 @@ def test_the_kept_pattern_rests_on_the_first_token_and_copies_after_triggers(sof
     assert pattern[resting, 0].mean() > 0.6
 
 
+@pytest.mark.slow
 def test_a_relu_head_has_no_sink_and_no_drain(relu):
     found = relu.metrics()
     assert found["sink_attention"] < 0.01

@@ -20,7 +20,10 @@ SEEDS = (0, 3, 11)
     "config",
     [
         TINY,
-        replace(TINY, n_layers=2, n_heads=2, optimizer="adam", weight_decay=0.0),
+        pytest.param(
+            replace(TINY, n_layers=2, n_heads=2, optimizer="adam", weight_decay=0.0),
+            marks=pytest.mark.slow,
+        ),
         replace(TINY, optimizer="sgd", lr=0.3, momentum=0.5, positions="rotary"),
         replace(TINY, attention="relu", bias="key-value", norm="post", weight_decay=0.5),
         replace(TINY, bias="sink-token", mlp=False),

@@ -75,9 +75,9 @@ def test_attention_of_the_query_agrees_with_the_record(run, model, sequences):
     wanted = attention(z[query], counted(tokens[:, :-1]))
     torch.testing.assert_close(by_token, wanted.float(), atol=1e-5, rtol=1e-4)
     # In the mean over many sequences of a class it is near c_n of the record.
-    longer = draw_sequences(class_law(CONFIG), (300, 1000), torch.Generator().manual_seed(2))
+    longer = draw_sequences(class_law(CONFIG), (120, 1000), torch.Generator().manual_seed(2))
     row = model.capture(longer[0], [PATTERN], {"pattern": lambda p: p[:, 0, -1]})[PATTERN]
-    by_token = torch.zeros(300, CONFIG.n_tokens).scatter_add_(1, longer[0], row.float())
+    by_token = torch.zeros(120, CONFIG.n_tokens).scatter_add_(1, longer[0], row.float())
     classes = longer[1] - class_law(CONFIG).next_token[0]
     for index, c in enumerate(run[1].attention[-1]):
         assert (by_token[classes == index].mean(dim=0) - c).abs().max() < 0.02
