@@ -2,7 +2,9 @@
 
 from collections.abc import Callable
 
+import numpy as np
 import streamlit as st
+from PIL import Image
 
 from app import registry
 from app.components.links import know
@@ -19,7 +21,14 @@ def _probe(name: str) -> Callable[[], None]:
     return lambda: probe_page(name)
 
 
-st.set_page_config("Interpretability workbench", ":material/neurology:", layout="wide")
+def _icon(size: int = 32, step: int = 4) -> Image.Image:
+    """A causal pattern with a sink: an icon by its name would be asked of another host."""
+    row, column = np.indices((size, size)) // step
+    shade = np.where(column == 0, 0.0, np.where(column <= row, 0.65, 1.0))[..., None]
+    return Image.fromarray((shade * 255 + (1 - shade) * np.array([68, 1, 84])).astype(np.uint8))
+
+
+st.set_page_config("Interpretability workbench", _icon(), layout="wide")
 pages = {
     "Workbench": [
         st.Page(overview_page, title="Overview", url_path="overview", default=True),

@@ -4,7 +4,6 @@ import csv
 import importlib.util
 import io
 import json
-import re
 
 import numpy as np
 import pytest
@@ -22,7 +21,7 @@ def save(tab, measured):
 
     def press(name):
         with page.expect_download() as download:
-            page.get_by_role("button", name=re.compile(rf"\b{name}$")).click()
+            page.get_by_role("button", name=name, exact=True).click()
         return download.value.path().read_bytes()
 
     return press
@@ -56,6 +55,6 @@ def test_figures_and_the_notebook_are_downloaded(save, measured):
     if importlib.util.find_spec("kaleido") is not None and CHROMIUM is not None:
         assert save("PNG").startswith(b"\x89PNG\r\n")
         assert save("SVG").startswith(b"<svg")
-    cells = json.loads(save(r"Notebook \(\.ipynb\)"))["cells"]
+    cells = json.loads(save("Notebook (.ipynb)"))["cells"]
     source = "".join("".join(cell["source"]) for cell in cells)
     assert f"assert again.key == {key!r}" in source
