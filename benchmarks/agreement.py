@@ -166,6 +166,7 @@ def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def main() -> None:
+    """Validate the families on every backend and write the page; the options are in the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument(
         "--render", action="store_true", help="write the page from the kept numbers"

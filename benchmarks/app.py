@@ -88,6 +88,7 @@ def rows_of(page: str, clear: Callable[[], None]) -> list[Row]:
 
 
 def main() -> None:
+    """Measure, print and write the record; the options are in the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--results", type=int, default=5000)
     parser.add_argument("--store", type=Path)

@@ -197,6 +197,7 @@ def limit_rows(n_pos: int, found: dict[str, Any], threads: int, reference: str) 
 
 
 def main() -> None:
+    """Measure, print and write the record; the options are in the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--lengths", type=int, nargs="+", default=[256, 1024])
     parser.add_argument("--rounds", type=int, default=5)

@@ -7,6 +7,7 @@ SHAPE = {"n_layer": 12, "n_head": 12, "n_embd": 768, "n_positions": 4096, "vocab
 
 
 def build(attention: str) -> Any:
+    """A GPT-2 of SHAPE with random weights and one kind of attention."""
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -16,17 +17,20 @@ def build(attention: str) -> Any:
 
 
 def plain(attention: str) -> Callable[[Any], Any]:
+    """A whole forward pass; eager returns its maps, ``[batch head pos pos]`` a layer."""
     model = build(attention)
     options = {"output_attentions": True} if attention == "eager" else {}
     return lambda tokens: model(tokens, use_cache=False, **options)
 
 
 def without_head() -> Callable[[Any], Any]:
+    """The blocks and the final norm, without the unembedding."""
     model = build("sdpa")
     return lambda tokens: model.transformer(tokens, use_cache=False)
 
 
 def workbench_capture(*, with_logits: bool) -> Callable[[Any], Any]:
+    """Mean attention a key receives, norms of values and of the residual stream, reduced in the pass."""
     import torch
 
     import workbench as wb
@@ -52,6 +56,7 @@ def workbench_capture(*, with_logits: bool) -> Callable[[Any], Any]:
 
 
 def bridge(*, patterns_only: bool) -> Callable[[Any], Any]:
+    """TransformerBridge's cache: everything, or the patterns alone."""
     from workbench.models.bridge_building import build_bridge
 
     model = build_bridge(build("eager"), None)  # the plain bridge, without asking the hub
@@ -63,6 +68,7 @@ def bridge(*, patterns_only: bool) -> Callable[[Any], Any]:
 
 
 def nnsight_trace() -> Callable[[Any], Any]:
+    """Patterns and blocks' outputs, saved whole."""
     from nnsight import NNsight
 
     model = NNsight(build("eager"))

@@ -349,6 +349,7 @@ def identity(method: str, part: str, shape: str) -> dict[str, Any]:
 
 
 def main() -> None:
+    """Measure, print and write the record; the options are in the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--case", choices=list(CASES), default="short")
     parser.add_argument("--rounds", type=int, default=3, help="0: peak memory alone")

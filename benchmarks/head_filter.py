@@ -145,6 +145,7 @@ def rows_of(name: str, shape: str, done: dict[str, Part], note: str) -> list[Row
 
 
 def main() -> None:
+    """Measure, print and write the record; the options are in the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--shared", type=Path, required=True, help="holds data/tasks, data/models")
     parser.add_argument("--case", action="append", choices=CASES, help="repeat; default: all")

@@ -264,6 +264,7 @@ def rows_of(case: Case, found: dict[str, Any]) -> list[Row]:
 
 
 def main() -> None:
+    """Measure, print and write the record; the options are in the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("cases", nargs="*", help=f"of {', '.join(CASES)}; none: all")
     parser.add_argument("--rounds", type=int, default=5)
