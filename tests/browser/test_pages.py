@@ -106,6 +106,9 @@ def test_the_keyboard_reaches_the_main_controls(open_tab, measured, expect):
     reached = tab_through(page, 50)
     links = {("a", name) for name in ("Overview", "Compare", "Playground", "Attention sinks")}
     assert links | {("input", "Model"), ("input", "Probe")} <= set(reached)
+    # On its way the Tab key walks through the matrix, and the last cell that it chose stays chosen.
+    assert f"probe={registry.probe_names()[-1]}" in page.url
+    tab.choose("Probe", "attention-sinks")
     link = page.get_by_role("link", name="Open the newest result")
     link.focus()
     page.keyboard.press("Enter")
