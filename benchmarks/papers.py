@@ -17,7 +17,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from race import ENDS, race, same
+from race import ENDS, limit_of, race, same
 from record import OUT, Row, write_record
 from reference import (
     act_loop,
@@ -51,6 +51,7 @@ class Case(NamedTuple):
     ours: Callable[[], Any]
     theirs: Callable[[], Any]
     note: str
+    dtype: torch.dtype = torch.float32
 
 
 def gpt2(attention: str, n_pos: int, n_layer: int = 6, width: int = 384) -> Any:
@@ -203,7 +204,8 @@ def state_space(n_systems: int = 32, n_tokens: int = 24, dim: int = 2) -> Case:
         return torch.stack([state_space_loop.velocity(*one) for one in each])
 
     what = f"{n_systems} systems of {n_tokens} tokens, {dim} dimensions"
-    return Case("velocity of tokens", what, lambda: velocity(systems, x), theirs, "")
+    ours = lambda: velocity(systems, x)  # noqa: E731
+    return Case("velocity of tokens", what, ours, theirs, "", torch.float64)
 
 
 def eigenvalues(d_state: int = 16, d_in: int = 1536) -> Case:
@@ -218,7 +220,7 @@ def eigenvalues(d_state: int = 16, d_in: int = 1536) -> Case:
     shape = f"d_state {d_state}, d_in {d_in}"
     ours = lambda: in_order(short_eigenvalues(s_b, s_c))  # noqa: E731
     theirs = lambda: in_order(state_space_loop.eigenvalues(s_b, s_c))  # noqa: E731
-    return Case("eigenvalues of a layer", shape, ours, theirs, "")
+    return Case("eigenvalues of a layer", shape, ours, theirs, "", torch.float64)
 
 
 def act(n_pos: int = 256, alpha: float = 1.2, beta: float = 0.4) -> Case:
@@ -259,8 +261,18 @@ def rows_of(case: Case, found: dict[str, Any]) -> list[Row]:
     # ``race`` divides CPU times; the ratio of wall times is in the note.
     ratio = {f"ratio{end}": found[f"ratio{old}"] for end, old in ENDS}
     note = f"by wall time {found['wall_ratio']:.3g}" + (f"; {case.note}" if case.note else "")
-    ours = Row(**about, peer="workbench", median=found["ours_s"], **ratio, note=note)
-    return [ours, Row(**about, peer="the paper's procedure", median=found["theirs_s"], ratio=1.0)]
+    theirs = {"peer": "the paper's procedure", "median": found["theirs_s"], "ratio": 1.0}
+    return [
+        Row(
+            **about,
+            peer="workbench",
+            median=found["ours_s"],
+            **ratio,
+            **limit_of(found, "ours"),
+            note=note,
+        ),
+        Row(**about, **theirs, **limit_of(found, "theirs")),
+    ]
 
 
 def main() -> None:
@@ -276,7 +288,7 @@ def main() -> None:
         for name in arguments.cases or CASES:
             case = CASES[name]()
             check(case)
-            rows += rows_of(case, race(case.ours, case.theirs, arguments.rounds))
+            rows += rows_of(case, race(case.ours, case.theirs, arguments.rounds, case.dtype))
             ours = rows[-2]
             print(
                 f"{case.name}: {ours.ratio:.3g} [{ours.ratio_least:.3g}, {ours.ratio_most:.3g}] times, "

@@ -15,22 +15,30 @@ WORD = 4
 """Bytes of a float32."""
 
 
-def best_seconds(work: Callable[[], object], rounds: int = ROUNDS) -> float:
+def best_seconds(
+    work: Callable[[], object],
+    rounds: int = ROUNDS,
+    clock: Callable[[], float] = time.perf_counter,
+) -> float:
     """The shortest of some runs, after one that is not counted."""
     work()
     taken = []
     for _ in range(rounds):
-        start = time.perf_counter()
+        start = clock()
         work()
-        taken.append(time.perf_counter() - start)
+        taken.append(clock() - start)
     return min(taken)
 
 
-def peak_flops(size: int = 1536) -> float:
+def peak_flops(
+    size: int = 1536,
+    dtype: torch.dtype = torch.float32,
+    clock: Callable[[], float] = time.perf_counter,
+) -> float:
     """Floating-point operations a second of a square product (a multiplication and an addition are two)."""
-    a, b = torch.randn(size, size), torch.randn(size, size)
-    out = torch.empty(size, size)
-    return 2 * size**3 / best_seconds(lambda: torch.mm(a, b, out=out))
+    a, b = (torch.randn(size, size, dtype=dtype) for _ in range(2))
+    out = torch.empty(size, size, dtype=dtype)
+    return 2 * size**3 / best_seconds(lambda: torch.mm(a, b, out=out), clock=clock)
 
 
 def peak_bandwidth(megabytes: int = 256) -> float:

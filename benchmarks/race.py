@@ -1,12 +1,19 @@
-"""Two ways of doing one piece of work, in turn in one process, and what is reported of them."""
+"""Two ways of doing one piece of work, in turn in one process, and what is reported of them.
 
+Their physical limit: the fewer multiplications and additions of matrix products that either of them makes,
+at the rate of one large product, both by CPU time.
+"""
+
+import functools
 import statistics
 import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from peaks import peak_flops
 from record import Row
+from torch.utils.flop_counter import FlopCounterMode
 
 Work = Callable[[], object]
 RATIOS = ("ratio", "ratio_min", "ratio_max", "wall_ratio")
@@ -20,8 +27,25 @@ def seconds(work: Work) -> tuple[float, float]:
     return time.process_time() - cpu, time.perf_counter() - start
 
 
-def race(ours: Work, theirs: Work, rounds: int) -> dict[str, Any]:
-    """Both in turn; the order alternates, the first round of each is thrown away."""
+def products(work: Work) -> int:
+    """Floating-point operations of all matrix products of some work, backward passes included."""
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return int(counter.get_total_flops())
+
+
+@functools.cache
+def peak(threads: int, dtype: torch.dtype) -> float:
+    """Operations of one large product a CPU second of so many threads together."""
+    assert torch.get_num_threads() == threads
+    return peak_flops(dtype=dtype, clock=time.process_time)
+
+
+def race(
+    ours: Work, theirs: Work, rounds: int, dtype: torch.dtype = torch.float32
+) -> dict[str, Any]:
+    """Both in turn; the order alternates, a first round of each is thrown away."""
+    needed = min(products(ours), products(theirs))
     seconds(ours), seconds(theirs)
     taken: dict[str, list[tuple[float, float]]] = {"ours": [], "theirs": []}
     for index in range(rounds):
@@ -37,6 +61,7 @@ def race(ours: Work, theirs: Work, rounds: int) -> dict[str, Any]:
         "ratio_min": min(cpu),
         "ratio_max": max(cpu),
         "wall_ratio": statistics.median(wall),
+        "limit_s": needed / peak(torch.get_num_threads(), dtype) or None,
         "seconds": taken,
     }
 
@@ -58,7 +83,9 @@ def per(found: dict[str, Any], ours: int, theirs: int, each: int = 1) -> dict[st
         "theirs_per_s": each * theirs / found["theirs_s"],
     }
     scaled = {name: found[name] * scale for name in RATIOS}
-    return found | rates | scaled
+    # The limit is of one run of either: it holds for both where they repeat as often.
+    limit = found["limit_s"] if ours == theirs else None
+    return found | rates | scaled | {"limit_s": limit, "limit_per_s": limit and each * ours / limit}
 
 
 def rows_of(name: str, found: dict[str, Any], threads: int) -> list[Row]:
@@ -76,5 +103,14 @@ def rows_of(name: str, found: dict[str, Any], threads: int) -> list[Row]:
             }
         )
     ratio = {f"ratio{end}": found[f"ratio{old}"] for end, old in ENDS}
-    ours = Row(**sides[0], **ratio, note=f"by wall time {found['wall_ratio']:.1f}")
-    return [ours, Row(**sides[1], ratio=1.0)]
+    note = f"by wall time {found['wall_ratio']:.1f}"
+    ours = Row(**sides[0], **ratio, **limit_of(found, "ours"), note=note)
+    return [ours, Row(**sides[1], ratio=1.0, **limit_of(found, "theirs"))]
+
+
+def limit_of(found: dict[str, Any], side: str) -> dict[str, float]:
+    """Entries of a row: the limit in the row's unit, and how many times worse the side is."""
+    if not found["limit_s"]:
+        return {}
+    limit = found.get("limit_per_s") or found["limit_s"]
+    return {"limit": limit, "distance": found[f"{side}_s"] / found["limit_s"]}

@@ -139,8 +139,12 @@ def bench_scan_snap(config: ScanSnapConfig, rounds: int, steps: int) -> dict[str
 
     data = race(our_data, their_data, rounds)
     return {
-        "training step, data included": per(race(ours, theirs, rounds), steps, steps),
-        "training step, theirs given its data": per(race(ours, theirs_given, rounds), steps, steps),
+        "training step, data included": per(
+            race(ours, theirs, rounds, torch.float64), steps, steps
+        ),
+        "training step, theirs given its data": per(
+            race(ours, theirs_given, rounds, torch.float64), steps, steps
+        ),
         "data (tokens)": per(data, steps, steps, size[0] * size[1]),
     }
 

@@ -242,6 +242,24 @@ def test_the_least_time_is_that_of_the_scarcer_resource(load):
     )
 
 
+def test_the_limit_of_a_race_is_that_of_the_fewer_products(load, monkeypatch):
+    race = load("race")
+    small, large, weight = torch.ones(2, 3), torch.ones(5, 3), torch.ones(3, 5, requires_grad=True)
+    monkeypatch.setattr(
+        race, "peak", lambda threads, dtype: 10.0 if dtype is torch.float32 else 5.0
+    )
+    once, back = 2 * 2 * 3 * 5, 2 * 3 * 2 * 5  # a product; its gradient by the weight
+    found = race.race(lambda: large @ weight, lambda: (small @ weight).sum().backward(), 1)
+    assert found["limit_s"] == (once + back) / 10.0  # the other has 150
+    found = race.race(lambda: large @ weight, lambda: small @ weight, 1, torch.float64)
+    assert found["limit_s"] == once / 5.0
+    ours, theirs = race.rows_of("x", race.per(found, 3, 3, 7), 1)
+    assert ours.limit == theirs.limit == pytest.approx(3 * 7 / (once / 5.0))
+    assert theirs.distance == pytest.approx(found["theirs_s"] / (once / 5.0))
+    assert race.rows_of("x", race.per(found, 3, 1), 1)[0].limit is None
+    assert race.rows_of("x", race.race(small.exp, small.exp, 1), 1)[0].limit is None
+
+
 def test_pictures_are_of_the_kept_numbers(load, render):
     pytest.importorskip("plotly")
     figures = load("figures")
