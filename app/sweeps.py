@@ -177,4 +177,4 @@ def _count(value: Any) -> int:
 
 
 def _time(value: Any) -> float:
-    return float(value) if isinstance(value, int | float) and 0 < value < 1e15 else 0.0
+    return float(value) if isinstance(value, int | float) and 0 < value < 1e11 else 0.0

@@ -16,7 +16,7 @@ from workbench.errors import ConfigError, UnknownNameError
 from workbench.models.names import looks_local, resolve_model
 from workbench.provenance import environment, request_hash
 from workbench.raw_prompts import RawPrompts, raw_hash
-from workbench.revisions import folder_revision, resolve_hub_revision, tokenizer_hash
+from workbench.revisions import checkpoints, folder_revision, resolve_hub_revision, tokenizer_hash
 
 if TYPE_CHECKING:
     from workbench.result import Result
@@ -73,7 +73,7 @@ def model_files(model: str, revision: str | None, hashes: Path | None = None) ->
 
     Args:
         model: A folder, a hub id, ``demo`` or ``toy:DIR``.
-        revision: Of a hub id.
+        revision: Of a hub id; of a toy's run, the step of one of its checkpoints.
         hashes: Where hashes of large weight files are remembered.
 
     Raises:
@@ -82,9 +82,9 @@ def model_files(model: str, revision: str | None, hashes: Path | None = None) ->
     folder = Path(resolve_model(model))
     if not folder.is_dir() and not looks_local(model):
         return ModelFiles(model, resolve_hub_revision(model, revision), None)
-    return ModelFiles(
-        folder.resolve().name, folder_revision(folder, hashes), tokenizer_hash(folder)
-    )
+    checkpoint = checkpoints(folder).get(revision) if revision else None
+    identity = folder_revision(folder, hashes, checkpoint=checkpoint)
+    return ModelFiles(folder.resolve().name, identity, tokenizer_hash(folder))
 
 
 def request_of(

@@ -92,14 +92,29 @@ def _remember(note: Path, digest: str) -> None:
 # Models
 
 
+def checkpoints(folder: Path) -> dict[str, Path]:
+    """The weights of a toy's run at its steps, by step in rising order, as ``toy_tasks.training`` names them."""
+    found = {}
+    for path in sorted((folder / "checkpoints").glob("step_*.safetensors")):
+        step = path.stem.removeprefix("step_")
+        if step.isdecimal():
+            found[str(int(step))] = path
+    return found
+
+
 def folder_revision(
-    folder: Path, cache: Path | None = None, *, allow_remote_code: bool = False
+    folder: Path,
+    cache: Path | None = None,
+    *,
+    checkpoint: Path | None = None,
+    allow_remote_code: bool = False,
 ) -> str:
     """Hash of a local model folder: its configuration and all its weights.
 
     Args:
         folder: In the format of transformers, with safetensors weights.
         cache: Where to remember hashes of large files.
+        checkpoint: Of a toy's run, whose weights count instead: the same before and after its end.
         allow_remote_code: The user has said that code of the model's own may run.
 
     Raises:
@@ -109,10 +124,11 @@ def folder_revision(
     config = _read_config(folder)
     if not allow_remote_code:
         _refuse_remote_code(config, folder)
-    names = [path.name for path in weight_files(folder)]
-    kept = [n for n in ("config.json", "generation_config.json") if (folder / n).is_file()]
+    weights = weight_files(folder) if checkpoint is None else [checkpoint]
+    beside = [folder / name for name in ("config.json", "generation_config.json")]
+    kept = [path for path in beside if path.is_file()]
     try:
-        files = [[name, file_hash(folder / name, cache)] for name in [*kept, *names]]
+        files = [[path.name, file_hash(path, cache)] for path in [*kept, *weights]]
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise ModelError(f"model files must be readable; {folder}: {reason}") from error

@@ -9,6 +9,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from probes.figures.theme import INK, SERIES, TEMPLATE, plain
+from workbench.revisions import checkpoints
 
 MOST_POINTS = 2000
 """Points of a curve that are drawn."""
@@ -108,10 +109,7 @@ def _add(figure: go.Figure, row: int, name: str, curve: Curve, **look: Any) -> N
 
 def checkpoint_steps(folder: Path) -> list[int]:
     """The steps whose weights are kept."""
-    names = (
-        path.stem.removeprefix("step_") for path in folder.glob("checkpoints/step_*.safetensors")
-    )
-    return sorted(int(name) for name in names if name.isdecimal())
+    return sorted(int(step) for step in checkpoints(folder))
 
 
 def sample_tokens(folder: Path, d_vocab: int, n_pos: int) -> tuple[np.ndarray, str]:

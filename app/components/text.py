@@ -2,8 +2,8 @@
 
 import math
 import re
-import time
 from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 from workbench.store.strict_json import to_json
@@ -29,15 +29,11 @@ def number(value: float) -> str:
     return f"{value:.4g}"
 
 
-def moment(created: str) -> str:
-    """A time of a list, in UTC, to the minute."""
+def moment(created: str | float) -> str:
+    """A time of a list, in UTC, to the minute; from text in ISO's form or from Unix time."""
+    if not isinstance(created, str):
+        created = datetime.fromtimestamp(created, UTC).isoformat()
     return created[:16].replace("T", " ")
-
-
-def ago(started: float, now: float | None = None) -> str:
-    """How long ago a moment of Unix time was, for people."""
-    passed = max(0.0, (time.time() if now is None else now) - started)
-    return "just now" if passed < 5 else f"{duration(passed)} ago"
 
 
 def duration(seconds: float) -> str:

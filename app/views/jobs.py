@@ -104,8 +104,9 @@ def _choose(shown: list[jobs.Job]) -> jobs.Job | None:
         "Job",
         list(by_id),
         key="jobs job",
+        # Nothing that changes while it runs: a browser keeps the text of what it has chosen.
         format_func=lambda job_id: (
-            f"{title_of(by_id[job_id])} · {by_id[job_id].state} · {job_id[-4:]}"
+            f"{title_of(by_id[job_id])} · {moment(by_id[job_id].created)} · {job_id[:6]}"
         ),
     )
     url.keep("job", chosen)

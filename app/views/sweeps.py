@@ -9,7 +9,7 @@ from app import data, jobs, sweeps, url
 from app.components.layout import page
 from app.components.links import page_link
 from app.components.sweep_form import running_job, started_job, sweep_form
-from app.components.text import ago, duration, plain
+from app.components.text import duration, moment, plain
 from app.pacing import LOOK_SECONDS
 from workbench.errors import ConfigError
 from workbench.result import SHORT_KEY
@@ -67,7 +67,8 @@ def _choose(found: list[sweeps.Sweep]) -> str | None:
 
 
 def _label(sweep: sweeps.Sweep) -> str:
-    return f"{sweep.total} cells · {sweep.state} · {ago(sweep.started)} · {sweep.key[:8]}"
+    # Nothing that changes while it runs: a browser keeps the text of what it has chosen.
+    return f"{sweep.total} cells · {moment(sweep.started)} · {sweep.key[:8]}"
 
 
 def _watch(key: str, was_running: bool) -> None:

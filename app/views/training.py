@@ -84,7 +84,7 @@ def _choose(found: list[jobs.Job]) -> jobs.Job | None:
         list(by_id),
         key="training job",
         format_func=lambda name: (
-            f"{by_id[name].request.name} · {moment(by_id[name].created)} · {by_id[name].state}"
+            f"{by_id[name].request.name} · {moment(by_id[name].created)} · {name[:6]}"
         ),
     )
     url.keep("job", chosen)

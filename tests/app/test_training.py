@@ -44,7 +44,7 @@ def running(store_path, trained):
     place = store_path / "training" / FOLDER
     place.mkdir(parents=True)
     for path in trained.rglob("*"):
-        if path.is_file() and path.name != "sample.safetensors":
+        if path.is_file() and path.name not in ("sample.safetensors", "model.safetensors"):
             target = place / path.relative_to(trained)
             target.parent.mkdir(exist_ok=True)
             shutil.copyfile(path, target)

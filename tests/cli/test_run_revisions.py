@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import pytest
 import torch
@@ -47,6 +48,22 @@ def test_a_step_of_a_toy_is_a_revision(run_folder):
     assert torch.equal(last.weight("W_E"), end.weight("W_E"))
     assert len({first.spec.revision, last.spec.revision, end.spec.revision}) == 3
     assert first.spec.name == "run@0"
+
+
+def test_a_run_that_goes_on_has_its_checkpoints_already(command, run_folder, two_domains, tmp_path):
+    """What the end adds changes neither a checkpoint's identity nor the result on it."""
+    running = tmp_path / "going-on" / run_folder.name
+    shutil.copytree(run_folder, running, ignore=shutil.ignore_patterns("model.safetensors"))
+    with pytest.raises(ModelError, match=r"must have model\.safetensors.*or name one of its check"):
+        wb.load(f"toy:{running}")
+    before = wb.load(f"toy:{running}", revision="8")
+    ask = ("run", "active-dormant", "--model", f"toy:{running}", *two_domains, "--revision", "8")
+    first = command(*ask, "--json").json
+    assert not first["cached"]
+    shutil.copyfile(run_folder / "model.safetensors", running / "model.safetensors")
+    assert wb.load(f"toy:{running}", revision="8").spec.revision == before.spec.revision
+    again = command(*ask, "--json").json
+    assert (again["cached"], again["key"]) == (True, first["key"])
 
 
 @pytest.mark.parametrize("step", ["7", "main", "00000008"])

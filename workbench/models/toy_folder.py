@@ -2,7 +2,6 @@
 
 import importlib
 import json
-from hashlib import sha256
 from pathlib import Path
 
 import torch
@@ -10,7 +9,7 @@ from torch import nn
 
 from workbench.errors import ModelError
 from workbench.models.toy import ToyAdapter
-from workbench.revisions import file_hash, folder_revision
+from workbench.revisions import checkpoints, folder_revision
 
 ARCHITECTURES = {"toy": "toy_tasks.model", "scan-snap": "toy_tasks.scan_snap_model"}
 """The module that makes a toy model from its config.json, by its ``model_type``; named here,
@@ -51,12 +50,12 @@ def load_toy(
 
     path = Path(folder).expanduser()
     _refuse_records(path)
-    if not (path / "model.safetensors").is_file():
-        raise ModelError(
-            f"a toy model must have model.safetensors, which the end of its training writes; {path} "
-            "has none; go on training it with the same command"
-        )
     weights = path / "model.safetensors" if revision is None else _checkpoint(path, revision)
+    if not weights.is_file():
+        raise ModelError(
+            f"a toy model must have {weights.name}, which the end of its training writes; {path} has "
+            "none; go on training it with the same command, or name one of its checkpoints as revision"
+        )
     try:
         described = json.loads((path / "config.json").read_bytes())
         architecture = importlib.import_module(ARCHITECTURES[described["model_type"]])
@@ -74,12 +73,12 @@ def load_toy(
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     model = model.to(device, None if dtype == "auto" else getattr(torch, dtype))
-    name, identity = path.resolve().name, folder_revision(path)
-    if revision is not None:
-        # Another checkpoint of one run is another model, with the run's own settings.
-        name = f"{name}@{revision}"
-        identity = sha256(f"{identity} {file_hash(weights)}".encode()).hexdigest()
-    return ToyAdapter(model, name=name, revision=identity)
+    name = path.resolve().name
+    if revision is None:
+        return ToyAdapter(model, name=name, revision=folder_revision(path))
+    # Another checkpoint of one run is another model, with the run's own settings.
+    identity = folder_revision(path, checkpoint=weights)
+    return ToyAdapter(model, name=f"{name}@{revision}", revision=identity)
 
 
 def _refuse_records(path: Path) -> None:
@@ -94,11 +93,8 @@ def _refuse_records(path: Path) -> None:
 
 
 def _checkpoint(folder: Path, revision: str) -> Path:
-    """The file of one step of a run, as ``toy_tasks.training`` names it."""
-    found = {
-        str(int(path.stem.removeprefix("step_"))): path
-        for path in sorted((folder / "checkpoints").glob("step_*.safetensors"))
-    }
+    """The file of one step of a run."""
+    found = checkpoints(folder)
     if revision not in found:
         steps = ", ".join(found) or "none"
         raise ModelError(
