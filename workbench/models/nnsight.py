@@ -23,7 +23,7 @@ from workbench.models.base import Captured, Reducers, Site
 from workbench.models.checkpoint import Source, load_tokenizer, load_transformers, read_config
 from workbench.models.continuing import continue_by_edit
 from workbench.models.families import LLAMA, home_of_weight, read_weight
-from workbench.models.inputs import Inputs, prepare_inputs
+from workbench.models.inputs import Inputs, mask_and_positions, prepare_inputs
 from workbench.models.memory import tell_pattern_memory
 from workbench.models.nnsight_remote import fetch, fetch_parameters, filled
 from workbench.models.nnsight_stops import Places, Stop
@@ -290,22 +290,11 @@ class NNsightModel:
         return found
 
     def _arguments(self, inputs: Inputs, device: torch.device) -> dict[str, Any]:
-        """Of a forward pass.
-
-        Raises:
-            CapabilityError: Positions are given and the model takes none.
-        """
-        arguments: dict[str, Any] = {"input_ids": inputs.tokens.to(device), "use_cache": False}
-        if inputs.attention_mask is not None:
-            arguments["attention_mask"] = inputs.attention_mask.to(device)
-        if inputs.position_ids is not None and self._takes_positions:
-            arguments["position_ids"] = inputs.position_ids.to(device)
-        elif inputs.position_ids is not None and self.spec.positions != "alibi":
-            raise CapabilityError(
-                f"explicit positions and left padding need a model that takes position ids; "
-                f"{self.spec.family} does not; pad on the right"
-            )
-        return arguments
+        return {
+            "input_ids": inputs.tokens.to(device),
+            "use_cache": False,
+            **mask_and_positions(self.spec, inputs, device, takes_positions=self._takes_positions),
+        }
 
 
 def refuse_without_key() -> None:
