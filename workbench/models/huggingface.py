@@ -34,7 +34,7 @@ from workbench.models.continuing import (
     read_by_later_positions,
     starting_at,
 )
-from workbench.models.families import Family, family_of, read_weight
+from workbench.models.families import Family, family_of
 from workbench.models.generating import uncompiled
 from workbench.models.inputs import Inputs, mask_and_positions, prepare_inputs
 from workbench.models.memory import tell_pattern_memory
@@ -52,6 +52,7 @@ from workbench.models.reading import reductions
 from workbench.models.sizes import make_spec
 from workbench.models.sublayers import final_norm, mlp_of_embedding
 from workbench.models.text import generate_with, token_loop
+from workbench.models.weights import read_weight
 
 _CAPABILITIES = frozenset({"capture", "continue", "edits", "generate", "gradients", "weights"})
 _WITH_ATTENTION = frozenset({"attention", "patterns", "streaming"})

@@ -134,7 +134,7 @@ def wrap(model: Any, tokenizer: Any = None) -> ModelAdapter:
 
 
 def _refuse_nan(model: Any) -> None:
-    from workbench.models.families import check_finite
+    from workbench.models.weights import check_finite
 
     bad = check_finite(model)
     if bad is not None:

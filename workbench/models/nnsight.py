@@ -22,7 +22,7 @@ from workbench.interventions.active import ActiveEdits
 from workbench.models.base import Captured, Reducers, Site
 from workbench.models.checkpoint import Source, load_tokenizer, load_transformers, read_config
 from workbench.models.continuing import continue_by_edit
-from workbench.models.families import LLAMA, home_of_weight, read_weight
+from workbench.models.families import LLAMA
 from workbench.models.inputs import Inputs, mask_and_positions, prepare_inputs
 from workbench.models.memory import tell_pattern_memory
 from workbench.models.nnsight_remote import fetch, fetch_parameters, filled
@@ -32,6 +32,7 @@ from workbench.models.outside import layout_of, spec_of
 from workbench.models.pattern_edits import PatternChange
 from workbench.models.reading import keeper, reductions
 from workbench.models.sublayers import final_norm, mlp_of_embedding
+from workbench.models.weights import home_of_weight, read_weight
 
 
 class NNsightModel:
