@@ -88,7 +88,7 @@ def _load_checkpoint(source: "Source", backend: str) -> ModelAdapter:
         from workbench.models.bridge_building import load_bridge
 
         return load_bridge(source)
-    from workbench.models.nnsight import load_nnsight
+    from workbench.models.nnsight_building import load_nnsight
 
     return load_nnsight(source)
 
