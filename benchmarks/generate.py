@@ -16,7 +16,6 @@ measured in parts.
 import argparse
 import dataclasses
 import multiprocessing
-import resource
 import time
 from importlib.metadata import version
 from multiprocessing.connection import Connection
@@ -25,6 +24,7 @@ from typing import Any
 
 from generate_methods import CASES, METHODS, PEERS, SAME_EDIT, WHY
 from record import OUT, Row, ratios, read_record, spread, write_record
+from resident import memory_mb
 
 TOLERANCE = 1e-3
 """How far first logits of one edit may lie apart (they are about 10)."""
@@ -97,7 +97,7 @@ def peak_of(name: str, case: dict[str, Any], threads: int, pipe: Connection) -> 
     torch.set_num_threads(threads)
     with torch.no_grad():
         Method(name, case).ask()
-    pipe.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    pipe.send(memory_mb("VmHWM"))
 
 
 def peaks(arguments: argparse.Namespace, case: dict[str, Any]) -> dict[str, float]:
