@@ -32,7 +32,7 @@ def backend_of(backend: str, module: Any) -> Any:
     """The same weights through one backend."""
     from workbench.models.bridge_building import bridge_of
     from workbench.models.huggingface import HuggingFaceModel
-    from workbench.models.nnsight import wrap_module
+    from workbench.models.nnsight_building import wrap_module
     from workbench.models.transformer_lens import TransformerLensModel
 
     if backend == "hf":

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from attacks_candidates import BATCH, CANDIDATES, search_peers, sweep_peers
-from capture import forget_peak, memory_mb
 from record import OUT, Row, ratios, spread, versions_of, write_record
+from resident import forget_peak, memory_mb
 
 Work = Callable[[], tuple[float, float]]
 """Does the work once and returns how much was done, in the section's unit; and with repeats counted."""

@@ -21,6 +21,7 @@ from typing import Any
 from capture_methods import METHODS, PEERS, SHAPE, WITHOUT_HEAD
 from peaks import gpt2_bytes, gpt2_flops, least_seconds, peak_bandwidth, peak_flops
 from record import OURS, OUT, Row, ratios, spread, versions_of, write_record
+from resident import forget_peak, memory_mb
 
 WHY = (
     "a tiled softmax takes the place of the fused kernel: 1.2-1.5 times its CPU time, since every tile of the "
@@ -29,19 +30,6 @@ WHY = (
 """Why reading costs more than a plain forward."""
 TIE = 1.10
 PACKAGES = ("torch", "transformers", "transformer-lens", "nnsight", "interp-engine")
-
-
-def memory_mb(field: str) -> float:
-    """A field of this process's status (Linux), in MB."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field):
-            return int(line.split()[1]) / 1024
-    raise LookupError(field)
-
-
-def forget_peak() -> None:
-    """Let the peak resident set begin anew: building a model has peaks of its own."""
-    Path("/proc/self/clear_refs").write_text("5")
 
 
 def serve(name: str, n_pos: int, threads: int, pipe: Connection) -> None:

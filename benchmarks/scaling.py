@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from capture import forget_peak, memory_mb
 from record import OUT, Row, versions_of, write_record
+from resident import forget_peak, memory_mb
 
 import workbench as wb
 from workbench.attention.statistics import ColumnMean

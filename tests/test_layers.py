@@ -19,7 +19,7 @@ HOMES = {
     # The demo model's trainer makes a model and a tokenizer in transformers' own format.
     "transformers": ("workbench/models/", "workbench/attention/", "toy_tasks/language_"),
     "transformer_lens": ("workbench/models/bridge_building.py",),
-    "nnsight": ("workbench/models/nnsight.py",),
+    "nnsight": ("workbench/models/nnsight_building.py", "workbench/models/nnsight_remote.py"),
     "datasets": ("workbench/files.py",),
     "diffusers": ("workbench/models/diffusion.py",),
     "pandas": ("workbench/result.py", "app/"),

@@ -1,23 +1,18 @@
-"""Figures of the attention-sinks probe: where heads look, and the norms and angles behind it."""
-
-from collections.abc import Iterator
+"""Figures of the attention-sinks probe: where heads look, and the angles and lengths behind it."""
 
 import numpy as np
 import plotly.graph_objects as go
-from jaxtyping import Float
-from plotly.subplots import make_subplots
-from torch import Tensor
 
 from probes.attention_sinks_results import AttentionSinkResult, value_drain
+from probes.figures.attention_sinks_norms import figure_norms, figure_norms_by_position
 from probes.figures.closed_forms import own_query_score, uniform_score
 from probes.figures.heatmap import HeadNumbers, layer_head_heatmap
-from probes.figures.lines import head_lines, head_points, line_style, shaded
+from probes.figures.lines import head_lines, head_points, line_style, position_axis, shaded
 from probes.figures.sink_numbers import (
     drawn_text,
     head_scores,
     mean_elsewhere,
     n_text,
-    norm_ratios,
     prompt_lengths,
     ratio_at,
     resid_peak,
@@ -25,7 +20,6 @@ from probes.figures.sink_numbers import (
 )
 from probes.figures.theme import (
     BAND,
-    DASHES,
     FAINT,
     INK,
     SEQUENTIAL,
@@ -33,7 +27,6 @@ from probes.figures.theme import (
     choose_positions,
     head_name,
     log_axis,
-    tick_step,
     titled,
 )
 
@@ -129,78 +122,13 @@ def figure_score_by_position(result: AttentionSinkResult, *, log_x: bool = False
         name=f"threshold {bound:g}",
         line=line_style(INK, "dash", 1),
     )
-    _position_axis(figure, x, log_x=log_x)
+    position_axis(figure, x, log_x=log_x)
     figure.update_yaxes(title="mean score (share of attention)", range=[0, TOP])
     return titled(
         figure.update_layout(height=470),
         "Attention received by each key",
         "score: mean attention that a key gets from the queries at or after it, mean over prompts; "
         "near a prompt's end a key's own query is most of them, so a high score there is no sink",
-        n_text(result) + drawn_text(shown, result),
-    )
-
-
-def figure_norms(result: AttentionSinkResult) -> go.Figure:
-    """Residual, key, value and output norms along depth: the judged position against the rest."""
-    pos = result.config.position
-    panels = {
-        "residual |h|": result.resid_norm,
-        "key |k|": result.key_norm.mean(dim=1),
-        "value |v|": result.value_norm.mean(dim=1),
-        "output |v W_O|": result.ov_norm.mean(dim=1),
-    }
-    figure = make_subplots(
-        2, 2, subplot_titles=list(panels), vertical_spacing=0.24, horizontal_spacing=0.14
-    )
-    for index, norm in enumerate(panels.values()):
-        row, col = index // 2 + 1, index % 2 + 1
-        for line in _norm_lines(norm, pos, showlegend=index == 0):
-            figure.add_trace(line, row=row, col=col)
-        depth = "blocks passed (0: entry)" if index == 0 else "layer (index)"
-        figure.update_xaxes(title=depth, dtick=tick_step(len(norm), 8), row=row, col=col)
-        heights = np.stack([to_numpy(norm[:, pos]), mean_elsewhere(norm, pos)])
-        figure.update_yaxes(log_axis(heights), row=row, col=col)
-    figure.update_yaxes(title="L2 norm (model units)")
-    return titled(
-        figure.update_layout(height=580),
-        f"Norms at position {pos} against the other positions",
-        "means over prompts, and over heads for key, value and output; the residual stream is read "
-        "at the entry and after each block, before the final norm",
-        n_text(result),
-    )
-
-
-def figure_norms_by_position(result: AttentionSinkResult, *, log_x: bool = False) -> go.Figure:
-    """The norms along the prompt, each over its own mean elsewhere, so that one axis holds all.
-
-    Args:
-        result: What the probe found.
-        log_x: Spread the beginning; the axis is then position + 1.
-    """
-    pos = result.config.position
-    shown = choose_positions(int(prompt_lengths(result).max()), [pos])
-    x = (shown + int(log_x)).astype(np.float32)
-    ratios = norm_ratios(result)
-    figure = go.Figure()
-    for rank, (name, ratio) in enumerate(ratios.items()):
-        figure.add_scatter(
-            x=x,
-            y=ratio[shown],
-            customdata=shown,
-            mode="lines",
-            name=name,
-            line=line_style(SERIES[rank], DASHES[rank]),
-            hovertemplate=f"{name}<br>position %{{customdata}}<br>%{{y:.3g}} times its mean "
-            "elsewhere<extra></extra>",
-        )
-    _position_axis(figure, x, log_x=log_x)
-    heights = np.stack([ratio[shown] for ratio in ratios.values()])
-    figure.update_yaxes(log_axis(heights), title="norm over its mean elsewhere (ratio)")
-    return titled(
-        figure.update_layout(height=430),
-        "Norms along the prompt",
-        f"L2 norm at each position over its mean at all positions but {pos}; means over prompts, "
-        "layers and heads; the residual stream at the depth where it stands out most",
         n_text(result) + drawn_text(shown, result),
     )
 
@@ -275,12 +203,6 @@ def figure_swap(result: AttentionSinkResult) -> go.Figure:
 # Parts of figures
 
 
-def _position_axis(figure: go.Figure, x: Float[np.ndarray, " shown"], *, log_x: bool) -> None:
-    # Room left of position 0, where the lines that matter begin.
-    axis = log_axis(x) if log_x else {"range": [-0.02 * x[-1], x[-1] + 0.5]}
-    figure.update_xaxes(axis, title=f"position{' + 1' if log_x else ''} (tokens)")
-
-
 def _mark_steady_heads(figure: go.Figure, heads: list[tuple[int, int]]) -> None:
     if heads:
         layers, columns = zip(*heads, strict=True)
@@ -298,25 +220,3 @@ def _mark_steady_heads(figure: go.Figure, heads: list[tuple[int, int]]) -> None:
 
 def _outline() -> dict[str, object]:
     return {"color": "black", "width": 1}
-
-
-def _norm_lines(
-    norm: Float[Tensor, "depth pos"], pos: int, *, showlegend: bool
-) -> Iterator[go.Scatter]:
-    depth = np.arange(len(norm))
-    rows = (
-        (f"position {pos}", norm[:, pos], SERIES[1], "solid", "circle"),
-        ("mean elsewhere", mean_elsewhere(norm, pos), SERIES[0], "dash", "square"),
-    )
-    for name, values, color, dash, symbol in rows:
-        yield go.Scatter(
-            x=depth,
-            y=np.asarray(values),
-            name=name,
-            mode="lines+markers",
-            line=line_style(color, dash),
-            marker={"symbol": symbol, "size": 6},
-            legendgroup=name,
-            showlegend=showlegend,
-            hovertemplate="depth %{x}<br>" + name + ": %{y:.4g}<extra></extra>",
-        )

@@ -7,7 +7,7 @@ import plotly.graph_objects as go
 from jaxtyping import Bool, Float, Int
 
 from probes.figures.heatmap import HeadNumbers
-from probes.figures.theme import BAND, DASHES, MARKED, SERIES, head_name
+from probes.figures.theme import BAND, DASHES, MARKED, SERIES, head_name, log_axis
 
 STRONGEST = 5
 """Heads that get a line of their own."""
@@ -16,6 +16,13 @@ STRONGEST = 5
 def line_style(color: str, dash: str = "solid", width: float | int = 2) -> dict[str, object]:
     """How a line looks; the dash tells lines apart where colours cannot."""
     return {"color": color, "dash": dash, "width": width}
+
+
+def position_axis(figure: go.Figure, x: Float[np.ndarray, " shown"], *, log_x: bool) -> None:
+    """Title and range of an axis of positions; with ``log_x`` x is the position + 1."""
+    # Room left of position 0, where the lines that matter begin.
+    axis = log_axis(x) if log_x else {"range": [-0.02 * x[-1], x[-1] + 0.5]}
+    figure.update_xaxes(axis, title=f"position{' + 1' if log_x else ''} (tokens)")
 
 
 def head_lines(

@@ -15,7 +15,7 @@ pytest.importorskip("plotly")
 
 from app import jobs, sweeps
 from app.job_log import numbers_of
-from tests.app.test_dashboard import open_page, told
+from tests.app.opening import open_page, told
 from workbench.execute.cell import Cell, Outcome
 from workbench.execute.plan import Plan
 from workbench.execute.protocol import Advanced, Started

@@ -15,7 +15,7 @@ import torch
 import workbench as wb
 from app import jobs
 from app.components.arrays import array_of
-from tests.app.test_dashboard import open_page, told
+from tests.app.opening import open_page, told
 from toy_tasks.bigram_backcopy import BigramBackcopyConfig, train_bigram_backcopy
 from workbench.models.base import Site
 from workbench.processes import birth_of

@@ -5,7 +5,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from app import registry
-from tests.app.test_dashboard import EVIL, OWN, keep
+from tests.app.opening import EVIL, OWN, keep
 
 PAGES = (*OWN, *registry.probe_names())
 

@@ -6,7 +6,7 @@ import xml.etree.ElementTree as ElementTree
 import numpy as np
 import pytest
 
-from tests.app.test_dashboard import keep
+from tests.app.opening import keep
 from tests.browser.conftest import missing
 from workbench.store.results import Store
 

@@ -33,12 +33,12 @@ def test_cells_run_one_after_another_on_the_model_that_is_pointed_at(
     two_models, store, monkeypatch
 ):
     """Here the model that is pointed at is a local one: nothing reaches NDIF."""
-    from workbench.models import nnsight
+    from workbench.models import nnsight_building
     from workbench.models.load import load
 
     pointed = []
     monkeypatch.setattr(
-        nnsight,
+        nnsight_building,
         "load_remote",
         lambda name, revision: pointed.append((name, revision)) or load(name, "nnsight"),
     )

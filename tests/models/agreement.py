@@ -9,7 +9,8 @@ from tests.zoo import padded, random_tokens
 from workbench.models.base import LAYER_SITES, MODEL_SITES, Site
 from workbench.models.bridge_building import bridge_of
 from workbench.models.huggingface import HuggingFaceModel
-from workbench.models.nnsight import NNsightModel, wrap_module
+from workbench.models.nnsight import NNsightModel
+from workbench.models.nnsight_building import wrap_module
 from workbench.models.transformer_lens import TransformerLensModel
 
 BOUND = 1e-4

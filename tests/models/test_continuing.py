@@ -106,7 +106,9 @@ def test_the_last_attention_makes_only_keys_and_values_of_every_position(family)
     model = wb.wrap(tiny_model(family))
     resid, counted = resid_pre(model, 0, random_tokens(2, N_POS)), []
     for path in filter(None, (model.family.w_q, model.family.w_o)):
-        for block in model._blocks:  # registered before the cut: sees what the module really made
+        for (
+            block
+        ) in model.hooks.blocks:  # registered before the cut: sees what the module really made
             hook = block.get_submodule(path).register_forward_hook
             hook(lambda module, args, output: counted.append(output.shape[1]))
     model.continue_from(0, resid, last=2)
@@ -125,7 +127,7 @@ def test_an_attention_whose_z_is_given_is_not_run(family, last):
             found = model.capture(tokens, sites, attention_mask=mask)
             whole = model.logits(tokens, mask, last=last)
             for layer in (0, 1):
-                block = model._blocks[layer]
+                block = model.hooks.blocks[layer]
                 w_o = block.get_submodule(model.family.w_o)
                 others = block.get_submodule(model.family.attn).children()
                 hooks = [

@@ -98,7 +98,7 @@ def test_w_v_turns_the_normed_stream_into_v(family):
     tokens = random_tokens()
     model = tiny_model(family)
     wrapped = wb.wrap(model)
-    block = wrapped._blocks[1]
+    block = wrapped.hooks.blocks[1]
     norm = next(
         m
         for n, m in block.named_children()

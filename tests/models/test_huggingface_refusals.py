@@ -101,7 +101,7 @@ def test_nan_weights_are_refused():
 
 def test_other_stock_kernels_are_refused_by_name():
     model = wb.wrap(tiny_model("gpt2"))
-    model.stock = "flash_attention_2"
+    model.hooks.stock = "flash_attention_2"
     with pytest.raises(CapabilityError, match=r"loaded with flash_attention_2.*'sdpa'"):
         model.capture(random_tokens(), ["L0.z"])
 

@@ -36,39 +36,45 @@ def test_importance_by_hand_sums_to_one():
     assert stream.item() == pytest.approx(1 / 3)
 
 
-def by_loops(family, tokens, roots, threshold):
-    """The same graph from transformers' eager pass, with nothing but loops."""
+def keeping(kept, layer, read):
+    def hook(module, args, out):
+        kept[layer] = read(args, out)
+
+    return hook
+
+
+def eager_pass(family, tokens):
+    """What transformers' eager pass on one prompt shows to hooks, a dict by layer each; and W_O."""
     model = tiny_model(family, attn_implementation="eager")
-    pre, post, value, added = {}, {}, {}, {}
-    blocks = model.model.layers if family == "llama" else model.transformer.h
-    for layer, block in enumerate(blocks):
+    pre, post, value, added, w_o = {}, {}, {}, {}, {}
+    for layer, block in enumerate(model.model.layers if family == "llama" else model.transformer.h):
         attn = block.self_attn if family == "llama" else block.attn
-        block.register_forward_hook(
-            lambda _, args, out, n=layer: (
-                (
-                    pre.__setitem__(n, args[0][0]),
-                    post.__setitem__(n, (out[0] if isinstance(out, tuple) else out)[0]),
-                )[-1:][1:]
-                or None
-            )
-        )
-        attn.register_forward_hook(lambda _, args, out, n=layer: added.__setitem__(n, out[0][0]))
+        whole = lambda args, out: (out[0] if isinstance(out, tuple) else out)[0]  # noqa: E731
+        block.register_forward_hook(keeping(pre, layer, lambda args, out: args[0][0]))
+        block.register_forward_hook(keeping(post, layer, whole))
+        attn.register_forward_hook(keeping(added, layer, lambda args, out: out[0][0]))
         if family == "llama":
-            attn.v_proj.register_forward_hook(
-                lambda _, args, out, n=layer: value.__setitem__(n, out[0])
-            )
+            attn.v_proj.register_forward_hook(keeping(value, layer, lambda args, out: out[0]))
+            w_o[layer] = attn.o_proj.weight.T
         else:
-            attn.c_attn.register_forward_hook(
-                lambda _, args, out, n=layer: value.__setitem__(n, out[0][:, 64:])
-            )
+            last = lambda args, out: out[0][:, 64:]  # noqa: E731
+            attn.c_attn.register_forward_hook(keeping(value, layer, last))
+            w_o[layer] = attn.c_proj.weight
     with torch.no_grad():
         attentions = model(tokens, output_attentions=True).attentions
-    l1 = lambda x: x.abs().sum().item()  # noqa: E731
-    near = lambda f, y: max(l1(y) - l1(y - f), 0.0)  # noqa: E731
+    return attentions, pre, post, value, added, w_o
+
+
+def near(part, whole):
+    """The formula in one line, on one vector each."""
+    return max((whole.abs().sum() - (whole - part).abs().sum()).item(), 0.0)
+
+
+def by_loops(family, tokens, roots, threshold):
+    """The same graph from transformers' eager pass, with nothing but loops."""
+    attentions, pre, post, value, added, w_o = eager_pass(family, tokens)
     active, found = set(roots), {}
     for layer in (1, 0):
-        attn = blocks[layer].self_attn if family == "llama" else blocks[layer].attn
-        weight = attn.o_proj.weight.T if family == "llama" else attn.c_proj.weight
         following = set()
         for i in active:
             mid, out = pre[layer][i] + added[layer][i], post[layer][i]
@@ -83,7 +89,7 @@ def by_loops(family, tokens, roots, threshold):
                 group = head // 2 if family == "llama" else head
                 for j in range(i + 1):
                     v = value[layer][j][group * 8 : group * 8 + 8]
-                    write = v @ weight[head * 8 : head * 8 + 8]
+                    write = v @ w_o[layer][head * 8 : head * 8 + 8]
                     parts[head, j] = near(attentions[layer][0, head, i, j] * write, mid)
             total = sum(parts.values())
             for (head, j), part in parts.items():

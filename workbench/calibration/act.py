@@ -23,6 +23,9 @@ from workbench.evaluation.scoring import Encoded
 from workbench.interventions.act import ACT
 from workbench.models.base import ModelAdapter
 
+SETTINGS = ("alpha", "beta", "protect_first", "mode")
+"""Of the intervention, taken over from the calibration's."""
+
 
 def calibrate_act(
     model: ModelAdapter, splits: Splits, config: ActCalibration, run: Run
@@ -36,12 +39,7 @@ def calibrate_act(
         DataError: A question that cannot be scored.
     """
     spec, layers = model.spec, _layers(model, config)
-    settings: dict[str, Any] = {
-        "alpha": config.alpha,
-        "beta": config.beta,
-        "protect_first": config.protect_first,
-        "mode": config.mode,
-    }
+    settings = {name: getattr(config, name) for name in SETTINGS}
     intervention = ACT(**settings)
     takes_best = config.take == "best"
     parts = encode_parts(model, splits, validates=takes_best)

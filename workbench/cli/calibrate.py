@@ -61,7 +61,7 @@ def calibrate_command(request: CalibrateRequest) -> None:
     given.check_output(request.output)
     config = _config(request.method, given.read_settings(request.settings))
     with reporting(request.progress) as reporter:
-        from workbench.calibration.parts import encode_parts, questions_hash, split
+        from workbench.calibration.parts import encode_parts, split
         from workbench.calibration.prepared import largest_batch
         from workbench.calibration.settings import Run
         from workbench.evaluation.task import find_task, read_questions
@@ -71,13 +71,7 @@ def calibrate_command(request: CalibrateRequest) -> None:
         questions = read_questions(found, request.data, request.limit)
         splits = split(questions, request.seed, config.shares)
         loaded = _load(request)
-        about = {
-            "task": found.name,
-            "data": questions_hash(questions),
-            "n": len(questions),
-            "seed": request.seed,
-            **splits.about(),
-        }
+        about = {"task": found.name, **_about(questions, request.seed), **splits.about()}
         pieces = _pieces(request.store, loaded, request.method, config, about)
 
         def attempt(size: int) -> "Calibrated":
@@ -106,6 +100,12 @@ def _tell_next(request: CalibrateRequest) -> None:
         f"next: workbench evaluate --model {request.model} --task {request.task} --data TEST.jsonl "
         f"--intervention {request.output}"
     )
+
+
+def _about(questions: Any, seed: int) -> dict[str, Any]:
+    from workbench.calibration.parts import questions_hash
+
+    return {"data": questions_hash(questions), "n": len(questions), "seed": seed}
 
 
 def _load(request: CalibrateRequest) -> Any:

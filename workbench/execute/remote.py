@@ -29,7 +29,7 @@ class RemoteExecutor:
             raise ConfigError(
                 f"the nnsight executor has one queue; got {n_workers} workers; leave --workers out"
             )
-        from workbench.models.nnsight import refuse_without_key
+        from workbench.models.nnsight_remote import refuse_without_key
 
         try:
             refuse_without_key()
@@ -59,6 +59,6 @@ class RemoteExecutor:
 
 
 def _point_at(cell: Cell) -> Any:
-    from workbench.models.nnsight import load_remote
+    from workbench.models.nnsight_building import load_remote
 
     return load_remote(cell.model, cell.options.get("revision"))

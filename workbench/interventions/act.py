@@ -102,12 +102,14 @@ class ACT:
         picked = slice(None) if heads is None else heads
 
         def begin(call: TiledCall) -> Callable[[PatternBlock], Tensor]:
+            """What changes the tiles of one call; the sums of a generation begin anew or go on."""
             sums.open(call)
             # A decoded token comes after the prompt: for it, all rows are those up to itself.
             ahead = self.mode == "full" and call.n_before <= 0
             whole = self._sinks_of_all_rows(call)[:, picked] if ahead else None
 
             def change(block: PatternBlock) -> Tensor:
+                """The tile ``batch head q_pos k_pos``, with its sinks damped, in its own dtype."""
                 part = wide(block.pattern[:, picked])
                 place = Place(call, block)
                 before, after = sums.add(place, part)
@@ -131,6 +133,7 @@ class ACT:
             return change
 
         def row(call: RowCall, pattern: Tensor, outside: Tensor | None) -> Tensor:
+            """The one row ``batch head one k_pos`` of a decoded token, damped."""
             if heads is None:
                 return self._damp_row(call, sums, pattern, outside)
             edited = pattern.clone()

@@ -85,6 +85,7 @@ class KnockOut:
             return _without(pattern, torch.nn.functional.pad(hidden, (learned, 0)), heads)
 
         def tile(block: PatternBlock) -> Tensor:
+            """The tile ``batch head q_pos k_pos`` without the blocked edges."""
             rows = self._part(0, block.rows.stop, block.columns.stop, block.pattern)
             rows = rows[:, block.rows, block.columns]
             hidden = rows if rows.shape[0] == 1 else rows[block.batches]

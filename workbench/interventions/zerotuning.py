@@ -147,6 +147,7 @@ class ZeroTuning:
 
     def _edit_key(self, layer: int, gammas: Float[Tensor, " head"]) -> AttentionEdit:
         def leverage(call: AttentionCall) -> Float[Tensor, "batch head q_pos"]:
+            """What the first key's weight gains, as a share of the row's sum before: D - 1."""
             products = call.first_products()
             before = torch.exp(-call.surprise(products))
             return torch.exp((-call.surprise(products, gammas)).clamp(max=LARGEST_LOG)) - before
@@ -155,6 +156,7 @@ class ZeroTuning:
             return _mixed(z, leverage(call), call.first_values())
 
         def checked(call: AttentionCall, z: Tensor) -> Tensor | None:
+            """``output``, or None where dividing by D would lose too much of z."""
             found = leverage(call)
             # D = 1 + leverage divides the rounding of z, and a query's own gamma has no floor.
             if bool((found < 1.0 / largest_gain(z.dtype) - 1.0).any()):
@@ -162,6 +164,7 @@ class ZeroTuning:
             return _mixed(z, found, call.first_values())
 
         def begin(call: TiledCall) -> Callable[[PatternBlock], Tensor]:
+            """What changes the tiles of one call: the pattern's first column, each query by its own gamma."""
             by_query = _query_gammas(call.scores, call.first_key, gammas)
 
             def change(block: PatternBlock) -> Tensor:
@@ -172,6 +175,7 @@ class ZeroTuning:
             return change
 
         def change(call: RowCall) -> Float[Tensor, "batch head"]:
+            """What a decoded token's score on the first key gains; its row need not be made."""
             return first_key_gain(call.inputs, call.first_key, gammas)[..., 0]
 
         return AttentionEdit(layer, output, None, begin, checked=checked, first_key_change=change)

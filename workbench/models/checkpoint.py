@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from workbench.errors import ConfigError, ModelError
-from workbench.models.families import check_finite
+from workbench.models.weights import check_finite
 
 
 @dataclass(frozen=True)

@@ -71,12 +71,13 @@ def starting_at(
 
 @contextmanager
 def attention_given(
-    attention: nn.Module, w_o: nn.Module, z: Float[Tensor, "batch pos head d_head"]
+    block: nn.Module, family: Family, z: Float[Tensor, "batch pos head d_head"]
 ) -> Iterator[None]:
     """Within the context, a block's attention is not run: its z is this.
 
     Every architecture of the family table calls its attention for (output, pattern).
     """
+    attention, w_o = _attention_and_output(block, family)
 
     def given(*args: Any, **kwargs: Any) -> tuple[Tensor, None]:
         hidden: Tensor = args[0] if args else kwargs["hidden_states"]
@@ -138,12 +139,16 @@ class Shares:
     @staticmethod
     def of(block: nn.Module, family: Family) -> "Shares":
         """Count the matrices of a block; its attention must be known."""
-        assert family.attn is not None
-        assert family.w_o is not None
-        attention, w_o = block.get_submodule(family.attn), block.get_submodule(family.w_o)
+        attention, w_o = _attention_and_output(block, family)
         total, output = _entries(block), _entries(w_o)
         unread = sum(map(_entries, read_by_later_positions(block, family)))
         return Shares((total - _entries(attention) + output) / total, unread / total)
+
+
+def _attention_and_output(block: nn.Module, family: Family) -> tuple[nn.Module, nn.Module]:
+    assert family.attn is not None  # z is a site of attention
+    assert family.w_o is not None
+    return block.get_submodule(family.attn), block.get_submodule(family.w_o)
 
 
 def _entries(module: nn.Module) -> int:

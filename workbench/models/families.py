@@ -6,24 +6,14 @@ is added to the residual stream (a norm, in families that normalise after the su
 """
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import nn
 
 from workbench.errors import CapabilityError
 from workbench.models.base import ModelSpec
-from workbench.models.offload import at_hand
-from workbench.models.state_space import read_state_space
-
-QKV = tuple[
-    Float[Tensor, "head d_model d_head"],
-    Float[Tensor, "kv d_model d_head"],
-    Float[Tensor, "kv d_model d_head"],
-]
+from workbench.models.projections import QKV, gpt2_qkv, linear_qkv, neox_qkv, phi3_qkv, t5_qkv
 
 
 @dataclass(frozen=True)
@@ -38,7 +28,7 @@ class Family:
     mid: str | None
     """None: no such place (parallel attention and MLP, or no attention)."""
     w_o: str | None
-    read_qkv: "Callable[[nn.Module, ModelSpec], QKV] | None"
+    read_qkv: Callable[[nn.Module, ModelSpec], QKV] | None
     positions: str = "rotary"
     position_table: str | None = None
     """Embedding module of learned positions."""
@@ -51,56 +41,6 @@ class Family:
     """The projection that makes the queries and nothing else; None: one makes keys and values too."""
 
 
-def _linear_qkv(block: nn.Module, spec: ModelSpec) -> QKV:
-    attn: Any = block.self_attn
-    return (
-        _heads_out(attn.q_proj.weight.T, spec.n_heads),
-        _heads_out(attn.k_proj.weight.T, spec.n_kv_heads),
-        _heads_out(attn.v_proj.weight.T, spec.n_kv_heads),
-    )
-
-
-def _fused_qkv(weight: Float[Tensor, "d_model out"], spec: ModelSpec) -> QKV:
-    """q, k and v side by side."""
-    sizes = [heads * spec.d_head for heads in (spec.n_heads, spec.n_kv_heads, spec.n_kv_heads)]
-    q, k, v = weight.split(sizes, dim=-1)
-    return (
-        _heads_out(q, spec.n_heads),
-        _heads_out(k, spec.n_kv_heads),
-        _heads_out(v, spec.n_kv_heads),
-    )
-
-
-def _gpt2_qkv(block: nn.Module, spec: ModelSpec) -> QKV:
-    attn: Any = block.attn
-    return _fused_qkv(attn.c_attn.weight, spec)  # Conv1D keeps [in out]
-
-
-def _phi3_qkv(block: nn.Module, spec: ModelSpec) -> QKV:
-    attn: Any = block.self_attn
-    return _fused_qkv(attn.qkv_proj.weight.T, spec)
-
-
-def _neox_qkv(block: nn.Module, spec: ModelSpec) -> QKV:
-    attn: Any = block.attention
-    # q, k and v of one head stand together: [d_model, head * 3 * d_head].
-    weight = _heads_out(attn.query_key_value.weight.T, spec.n_heads)
-    q, k, v = weight.chunk(3, dim=-1)
-    return q, k, v
-
-
-def _t5_qkv(block: nn.Module, spec: ModelSpec) -> QKV:
-    attn: Any = block.get_submodule("layer.0.SelfAttention")
-    q, k, v = (_heads_out(part.weight.T, spec.n_heads) for part in (attn.q, attn.k, attn.v))
-    return q, k, v
-
-
-def _heads_out(
-    weight: Float[Tensor, "d_model out"], n_heads: int
-) -> Float[Tensor, "head d_model d_head"]:
-    return weight.unflatten(-1, (n_heads, -1)).transpose(0, 1)
-
-
 LLAMA = Family(
     blocks="model.layers",
     ln_final="model.norm",
@@ -109,7 +49,7 @@ LLAMA = Family(
     mlp_out="mlp",
     mid="post_attention_layernorm",
     w_o="self_attn.o_proj",
-    read_qkv=_linear_qkv,
+    read_qkv=linear_qkv,
     ln_mlp="post_attention_layernorm",
     mlp="mlp",
     w_q="self_attn.q_proj",
@@ -145,7 +85,7 @@ FAMILIES: dict[str, Family] = {
         mlp_out="mlp",
         mid="ln_2",
         w_o="attn.c_proj",
-        read_qkv=_gpt2_qkv,
+        read_qkv=gpt2_qkv,
         positions="learned",
         position_table="transformer.wpe",
         ln_mlp="ln_2",
@@ -159,7 +99,7 @@ FAMILIES: dict[str, Family] = {
         mlp_out="mlp",
         mid="post_attention_layernorm",
         w_o="attention.dense",
-        read_qkv=_neox_qkv,
+        read_qkv=neox_qkv,
         ln_mlp="post_attention_layernorm",
         mlp="mlp",
     ),
@@ -171,7 +111,7 @@ FAMILIES: dict[str, Family] = {
         mlp_out="fc2",
         mid="final_layer_norm",
         w_o="self_attn.out_proj",
-        read_qkv=_linear_qkv,
+        read_qkv=linear_qkv,
         positions="learned",
         position_table="model.decoder.embed_positions",
         position_offset=2,
@@ -187,7 +127,7 @@ FAMILIES: dict[str, Family] = {
     "gemma2": _GEMMA2,
     "gemma3_text": _GEMMA2,
     "gpt_oss": LLAMA,
-    "phi3": replace(LLAMA, read_qkv=_phi3_qkv, w_q=None),
+    "phi3": replace(LLAMA, read_qkv=phi3_qkv, w_q=None),
     # Text encoders; see ``workbench.models.encoders``.
     "clip_text_model": Family(
         blocks="encoder.layers",
@@ -197,7 +137,7 @@ FAMILIES: dict[str, Family] = {
         mlp_out="mlp",
         mid="layer_norm2",
         w_o="self_attn.out_proj",
-        read_qkv=_linear_qkv,
+        read_qkv=linear_qkv,
         positions="learned",
         position_table="embeddings.position_embedding",
         ln_mlp="layer_norm2",
@@ -211,7 +151,7 @@ FAMILIES: dict[str, Family] = {
         mlp_out="layer.1.DenseReluDense",
         mid="layer.1",
         w_o="layer.0.SelfAttention.o",
-        read_qkv=_t5_qkv,
+        read_qkv=t5_qkv,
         positions="relative",
         ln_mlp="layer.1.layer_norm",
         mlp="layer.1.DenseReluDense",
@@ -250,73 +190,3 @@ def family_of(model_type: str, config: Any) -> Family:
             "has it after, so its residual stream is not a sum; use --backend transformer-lens or nnsight"
         )
     return family
-
-
-def w_o_heads(module: nn.Module, n_heads: int) -> Float[Tensor, "head d_head d_model"]:
-    """The output projection by head, from a Linear or GPT-2's Conv1D."""
-    weight: Tensor = module.weight  # type: ignore[assignment]
-    rows = weight if type(module).__name__ == "Conv1D" else weight.T
-    return rows.unflatten(0, (n_heads, -1))
-
-
-def check_finite(model: nn.Module) -> str | None:
-    """Name of the first parameter that holds NaN or infinity, or None."""
-    for place, module in model.named_modules():
-        # A block is looked at part by part: it may be larger than the memory that is left.
-        with at_hand(module) if next(module.children(), None) is None else nullcontext():
-            for name, parameter in module.named_parameters(place, recurse=False):
-                is_there = parameter.device.type != "meta"
-                if is_there and not bool(torch.isfinite(parameter).all()):
-                    return name
-    return None
-
-
-def read_weight(
-    model: Any, family: Family, spec: ModelSpec, name: str, layer: int | None = None
-) -> Tensor:
-    """One weight in TransformerLens' layout, float32 on the CPU; see ``base.WEIGHTS``.
-
-    Raises:
-        CapabilityError: The architecture has no such weight, or the table does not know where.
-    """
-    home = home_of_weight(model, family, spec, name, layer)
-    with at_hand(home):
-        return _weight(home, family, spec, name, layer).detach().float().cpu()
-
-
-def home_of_weight(
-    model: Any, family: Family, spec: ModelSpec, name: str, layer: int | None
-) -> Any:
-    """The module that holds a weight: an embedding, or a block."""
-    if name == "W_E":
-        return model.get_input_embeddings()
-    if name == "W_U":
-        return model.get_output_embeddings()
-    if name == "W_pos" and family.position_table:
-        return model.get_submodule(family.position_table)
-    if layer is not None and 0 <= layer < spec.n_layers:
-        return model.get_submodule(family.blocks)[layer]
-    raise _no_weight(spec, name, layer)
-
-
-def _no_weight(spec: ModelSpec, name: str, layer: int | None) -> CapabilityError:
-    return CapabilityError(
-        f"{spec.family} has no weight {name} at layer {layer}; see workbench.models.base.WEIGHTS"
-    )
-
-
-def _weight(home: Any, family: Family, spec: ModelSpec, name: str, layer: int | None) -> Tensor:
-    if name == "W_E":
-        return home.weight
-    if name == "W_U":
-        return home.weight.T
-    if name == "W_pos":
-        return home.weight[family.position_offset :]
-    if name in ("W_Q", "W_K", "W_V") and family.read_qkv:
-        return family.read_qkv(home, spec)[("W_Q", "W_K", "W_V").index(name)]
-    if name == "W_O" and family.w_o:
-        return w_o_heads(home.get_submodule(family.w_o), spec.n_heads)
-    found = read_state_space(home.mixer, name) if hasattr(home, "mixer") else None
-    if found is None:
-        raise _no_weight(spec, name, layer)
-    return found

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from workbench.errors import DataError
+from workbench.errors import CapabilityError, DataError
 from workbench.models.base import ModelAdapter, ModelSpec
 
 
@@ -60,6 +60,34 @@ def prepare_inputs(
         # into one, and silently hides them from each other.
         mask = torch.ones_like(tokens)
     return Inputs(tokens, mask, position_ids)
+
+
+def mask_and_positions(
+    spec: ModelSpec, inputs: Inputs, device: torch.device, *, takes_positions: bool
+) -> dict[str, Int[Tensor, "batch pos"]]:
+    """The keyword arguments of a transformers model that say where tokens are and stand.
+
+    Args:
+        spec: The model's sizes.
+        inputs: Of the forward pass.
+        device: Where it begins.
+        takes_positions: Whether the model's ``forward`` has ``position_ids``.
+
+    Raises:
+        CapabilityError: Positions are given and the model takes none.
+    """
+    arguments = {}
+    if inputs.attention_mask is not None:
+        arguments["attention_mask"] = inputs.attention_mask.to(device)
+    if inputs.position_ids is not None and takes_positions:
+        arguments["position_ids"] = inputs.position_ids.to(device)
+    elif inputs.position_ids is not None and spec.positions != "alibi":
+        # ALiBi counts real tokens by itself; a state-space model would read the padding.
+        raise CapabilityError(
+            f"explicit positions and left padding need a model that takes position ids; {spec.family} "
+            "does not; pad on the right"
+        )
+    return arguments
 
 
 def _check_tokens(spec: ModelSpec, tokens: Tensor) -> Int[Tensor, "batch pos"]:

@@ -88,7 +88,7 @@ def _load_checkpoint(source: "Source", backend: str) -> ModelAdapter:
         from workbench.models.bridge_building import load_bridge
 
         return load_bridge(source)
-    from workbench.models.nnsight import load_nnsight
+    from workbench.models.nnsight_building import load_nnsight
 
     return load_nnsight(source)
 
@@ -134,7 +134,7 @@ def wrap(model: Any, tokenizer: Any = None) -> ModelAdapter:
 
 
 def _refuse_nan(model: Any) -> None:
-    from workbench.models.families import check_finite
+    from workbench.models.weights import check_finite
 
     bad = check_finite(model)
     if bad is not None:

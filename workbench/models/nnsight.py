@@ -9,7 +9,6 @@ import inspect
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,18 +19,18 @@ from workbench.attention.edits import ActivationEdit, Edit, Intervention
 from workbench.errors import CapabilityError
 from workbench.interventions.active import ActiveEdits
 from workbench.models.base import Captured, Reducers, Site
-from workbench.models.checkpoint import Source, load_tokenizer, load_transformers, read_config
 from workbench.models.continuing import continue_by_edit
-from workbench.models.families import LLAMA, home_of_weight, read_weight
-from workbench.models.inputs import Inputs, prepare_inputs
+from workbench.models.families import LLAMA
+from workbench.models.inputs import Inputs, mask_and_positions, prepare_inputs
 from workbench.models.memory import tell_pattern_memory
-from workbench.models.nnsight_remote import fetch, fetch_parameters, filled
+from workbench.models.nnsight_remote import fetch, fetch_parameters, filled, refuse_without_key
 from workbench.models.nnsight_stops import Places, Stop
 from workbench.models.offload import running_device
 from workbench.models.outside import layout_of, spec_of
 from workbench.models.pattern_edits import PatternChange
 from workbench.models.reading import keeper, reductions
 from workbench.models.sublayers import final_norm, mlp_of_embedding
+from workbench.models.weights import home_of_weight, read_weight
 
 
 class NNsightModel:
@@ -290,70 +289,8 @@ class NNsightModel:
         return found
 
     def _arguments(self, inputs: Inputs, device: torch.device) -> dict[str, Any]:
-        """Of a forward pass.
-
-        Raises:
-            CapabilityError: Positions are given and the model takes none.
-        """
-        arguments: dict[str, Any] = {"input_ids": inputs.tokens.to(device), "use_cache": False}
-        if inputs.attention_mask is not None:
-            arguments["attention_mask"] = inputs.attention_mask.to(device)
-        if inputs.position_ids is not None and self._takes_positions:
-            arguments["position_ids"] = inputs.position_ids.to(device)
-        elif inputs.position_ids is not None and self.spec.positions != "alibi":
-            raise CapabilityError(
-                f"explicit positions and left padding need a model that takes position ids; "
-                f"{self.spec.family} does not; pad on the right"
-            )
-        return arguments
-
-
-def refuse_without_key() -> None:
-    """Raise ``CapabilityError`` where no key for remote execution is set."""
-    from nnsight import CONFIG
-
-    if not CONFIG.API.APIKEY:
-        raise CapabilityError(
-            "remote execution on NDIF needs an API key and a network; no key is set; put it into "
-            "NDIF_API_KEY (https://login.ndif.us gives one), or run locally with remote=False"
-        )
-
-
-def load_nnsight(source: Source) -> NNsightModel:
-    """Load a checkpoint with transformers (eager attention unless asked) and wrap it."""
-    kernel = source.attn_implementation or "eager"
-    model, tokenizer, identity = load_transformers(replace(source, attn_implementation=kernel))
-    return wrap_module(model, tokenizer, name=identity.name, revision=identity.revision)
-
-
-def wrap_module(model: Any, tokenizer: Any = None, **about: Any) -> NNsightModel:
-    """Put a transformers model behind nnsight, without its pipeline and tokenizer guessing."""
-    from nnsight import NNsight
-
-    return NNsightModel(NNsight(model), tokenizer, **about)
-
-
-def load_remote(
-    name: str, revision: str | None = None, *, remote: bool | str = True
-) -> NNsightModel:
-    """Point at a model that another machine holds: only its sizes and its tokenizer are read here.
-
-    Args:
-        name: A hub id, or a folder that both machines see.
-        revision: Branch, tag or commit.
-        remote: See ``NNsightModel``.
-
-    Raises:
-        CapabilityError: No key for NDIF.
-        ModelError: Its configuration cannot be read.
-    """
-    if remote is True:
-        refuse_without_key()
-    from nnsight import TransformersModel
-
-    source = Source(name, name, revision)
-    tokenizer = load_tokenizer(source)
-    read_config(source)  # says in one line what transformers would not
-    lm = TransformersModel(name, revision=revision, task="text-generation", tokenizer=tokenizer)
-    known = revision or getattr(lm._module.config, "_commit_hash", None) or "hosted"
-    return NNsightModel(lm, tokenizer, name=name, revision=known, remote=remote)
+        return {
+            "input_ids": inputs.tokens.to(device),
+            "use_cache": False,
+            **mask_and_positions(self.spec, inputs, device, takes_positions=self._takes_positions),
+        }

@@ -15,9 +15,21 @@ import torch
 from torch import Tensor, nn
 
 from workbench.attention.streaming import AttentionInputs, attention_scores
+from workbench.errors import CapabilityError
 
 Ask = tuple[str, str, str]
 """A module's path, ``input``, ``output`` or ``call``, and the name of the call within it."""
+
+
+def refuse_without_key() -> None:
+    """Raise ``CapabilityError`` where no key for remote execution is set."""
+    from nnsight import CONFIG
+
+    if not CONFIG.API.APIKEY:
+        raise CapabilityError(
+            "remote execution on NDIF needs an API key and a network; no key is set; put it into "
+            "NDIF_API_KEY (https://login.ndif.us gives one), or run locally with remote=False"
+        )
 
 
 def fetch(

@@ -16,7 +16,7 @@ from torch import Tensor
 from workbench.attention.streaming import AttentionInputs, attention_scores
 from workbench.errors import CapabilityError
 from workbench.models.base import ATTENTION_SITES, ModelSpec, Site
-from workbench.models.checks import check_editable
+from workbench.models.checks import check_editable, check_place
 from workbench.models.families import Family
 from workbench.models.nnsight_remote import Ask, pattern_of, scores_of
 
@@ -106,15 +106,7 @@ class Places:
         rank = self.rank(site)
         if site.layer is None:
             return self._of_module(site, rank)
-        if site.name in ATTENTION_SITES | {"attn_out"} and self.spec.n_heads == 0:
-            raise CapabilityError(
-                f"{site} needs attention; {self.spec.family} has none; read resid_pre, resid_post or mlp_out"
-            )
-        if site.name == "resid_mid" and self.family.mid is None:
-            raise CapabilityError(
-                f"{site} needs attention before the MLP; in {self.spec.family} here they are parallel or "
-                "one; read resid_pre, attn_out and mlp_out"
-            )
+        check_place(self.spec, self.family, site)
         if site.name in ("q", "k", "v", "attn_scores"):
             return self._of_call_inputs(site, rank)
         if site.name == "pattern":

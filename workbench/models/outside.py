@@ -9,7 +9,7 @@ from typing import Any
 
 from workbench.models.base import ModelSpec
 from workbench.models.families import FAMILIES, Family
-from workbench.models.huggingface import make_spec
+from workbench.models.sizes import make_spec
 
 _GPTJ = Family(
     blocks="transformer.h",

@@ -90,6 +90,21 @@ def prefix_of_kept(
     return Prefix(cache, n_prompts, n_pos, mask if padded else None)
 
 
+def check_prefixes(model: ModelAdapter) -> None:
+    """Refuse a model whose prefix would not be what every later pass makes of the first tokens.
+
+    Raises:
+        CapabilityError: No attention, or edits are active (one may depend on the position).
+    """
+    spec = model.spec
+    if spec.n_heads == 0 or model.interventions:
+        found = "is edited" if spec.n_heads else f"({spec.family}) has none"
+        raise CapabilityError(
+            f"a prefix must be keys and values of an unedited model; {spec.name} {found}; continue from "
+            "the whole residual stream, without prefix"
+        )
+
+
 def check_prefix(spec: ModelSpec, prefix: Prefix, inputs: Inputs) -> None:
     """Refuse a residual stream that does not go on from a prefix.
 

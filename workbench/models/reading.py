@@ -21,6 +21,7 @@ def keeper(
     """What is done with the activation at a site: kept, or reduced where it is."""
 
     def keep(x: Tensor) -> None:
+        """Keep one activation, of the shape that ``base.LAYER_SITES`` gives for the site."""
         if site.name == "attn_scores":
             hidden = x < torch.finfo(x.dtype).min / 2
             captured[site] = reduced(x.float().masked_fill(hidden, -torch.inf), reduce)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from workbench.errors import ConfigError, DataError, ModelError
@@ -78,7 +79,36 @@ def _encode(model: ModelAdapter, texts: list[str]) -> tuple[Tensor, Tensor | Non
     return tokens, torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
 
 
-def pad_token(tokenizer: Any, generation_config: Any) -> int:
+def token_loop(
+    model: Any,
+    device: torch.device,
+    tokens: Int[Tensor, "batch pos"],
+    attention_mask: Int[Tensor, "batch pos"] | None,
+    options: dict[str, Any],
+) -> Int[Tensor, "returned longer"]:
+    """Run transformers' own ``generate``; returns tokens with the prompts, on the CPU.
+
+    One row a prompt, or as many as ``num_return_sequences`` says.
+
+    Args:
+        model: An adapter around a transformers model.
+        device: Where its forward pass begins.
+        tokens: The prompts.
+        attention_mask: 1 where a token is; None: everywhere.
+        options: Of ``generate``; without ``pad_token_id`` one is chosen.
+    """
+    options = {
+        "pad_token_id": _pad_token(model.tokenizer, model.model.generation_config),
+        **options,
+    }
+    mask = torch.ones_like(tokens) if attention_mask is None else attention_mask
+    output: Tensor = model.model.generate(
+        tokens.to(device), attention_mask=mask.to(device), **options
+    )
+    return output.cpu()
+
+
+def _pad_token(tokenizer: Any, generation_config: Any) -> int:
     """A padding id for ``generate``: the tokenizer's, else the end-of-sequence id, else 0."""
     for candidate in (
         getattr(tokenizer, "pad_token_id", None),

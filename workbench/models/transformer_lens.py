@@ -30,13 +30,13 @@ from workbench.models.checks import check_editable
 from workbench.models.continuing import continue_by_edit
 from workbench.models.families import LLAMA, Family
 from workbench.models.generating import following_beams, uncompiled
-from workbench.models.inputs import Inputs, prepare_inputs
+from workbench.models.inputs import Inputs, mask_and_positions, prepare_inputs
 from workbench.models.memory import tell_pattern_memory
 from workbench.models.outside import layout_of, spec_of
 from workbench.models.pattern_edits import PatternChange, counted
 from workbench.models.reading import keeper, reductions
 from workbench.models.sublayers import final_norm, mlp_of_embedding
-from workbench.models.text import generate_with, pad_token
+from workbench.models.text import generate_with, token_loop
 
 
 class TransformerLensModel:
@@ -158,16 +158,9 @@ class TransformerLensModel:
         self, tokens: Tensor, attention_mask: Tensor | None, options: dict[str, Any]
     ) -> Tensor:
         inputs = prepare_inputs(self.spec, tokens, attention_mask)
-        options.setdefault("pad_token_id", pad_token(self.tokenizer, self.model.generation_config))
-        mask = torch.ones_like(tokens) if attention_mask is None else attention_mask
-        device = self.hooks.device
         with self._lock, torch.no_grad(), self._hooked({}, inputs):
-            # transformers' own loop on the model with the bridge's modules in it: the bridge's loop
-            # needs a tokenizer and takes other arguments.
-            output: Tensor = self.model.generate(
-                tokens.to(device), attention_mask=mask.to(device), **options
-            )
-        return output.cpu()
+            # Not the bridge's own loop: it needs a tokenizer and takes other arguments.
+            return token_loop(self, self.hooks.device, tokens, attention_mask, options)
 
     def edit(self, *interventions: Any) -> AbstractContextManager[None]:
         """Within the context, logits, capture, generate and every probe see the edits.
@@ -213,19 +206,12 @@ class TransformerLensModel:
         return layout_of(self.model.config.get_text_config())
 
     def _forward(self, inputs: Inputs) -> Tensor:
-        arguments: dict[str, Any] = {}
-        if inputs.attention_mask is not None:
-            arguments["attention_mask"] = inputs.attention_mask.to(self.hooks.device)
-        if inputs.position_ids is not None and self._takes_positions:
-            arguments["position_ids"] = inputs.position_ids.to(self.hooks.device)
-        elif inputs.position_ids is not None and self.spec.positions != "alibi":
-            # ALiBi counts real tokens by itself; a state-space model would read the padding.
-            raise CapabilityError(
-                f"explicit positions and left padding need a model that takes position ids; "
-                f"{self.spec.family} does not; pad on the right"
-            )
+        device = self.hooks.device
         logits: Tensor = self.bridge(
-            inputs.tokens.to(self.hooks.device), return_type="logits", use_cache=False, **arguments
+            inputs.tokens.to(device),
+            return_type="logits",
+            use_cache=False,
+            **mask_and_positions(self.spec, inputs, device, takes_positions=self._takes_positions),
         )
         return logits
 

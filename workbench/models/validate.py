@@ -154,7 +154,7 @@ def _through_bridge(inner: Any) -> ModelAdapter:
 
 
 def _through_nnsight(inner: Any) -> ModelAdapter:
-    from workbench.models.nnsight import wrap_module
+    from workbench.models.nnsight_building import wrap_module
 
     twin = copy.deepcopy(inner, {id(parameter): parameter for parameter in inner.parameters()})
     twin.set_attn_implementation("eager")

@@ -169,6 +169,7 @@ def padding_changes_nothing(side: str) -> Callable[[Subject], Measured]:
     """Logits and residual stream of a padded prompt are those of the prompt alone."""
 
     def check(subject: Subject) -> Measured:
+        """The largest difference of either, relative; the second prompt is cut to half its length."""
         n_pos = subject.tokens.shape[1]
         short = n_pos // 2
         tokens, mask = subject.tokens[:2].clone(), torch.ones_like(subject.tokens[:2])
@@ -217,25 +218,19 @@ def cached_equals_uncached(subject: Subject) -> Measured:
     return Measured(worst_of(gaps), subject.bound, detail)
 
 
+_COMPARED = ("resid_pre", "resid_post", "attn_out", "mlp_out", "q", "k", "v", "z", "pattern")
+
+
 def backend_agrees(other: ModelAdapter) -> Callable[[Subject], Measured]:
     """Another backend finds the same numbers at the same sites."""
 
     def check(subject: Subject) -> Measured:
+        """The largest relative difference over logits and sites; what either refuses is left out."""
         tokens, model = subject.tokens, subject.model
         off = {"logits": difference(other.logits(tokens), model.logits(tokens))}
         refused = set()
         for layer in subject.layers:
-            for name in (
-                "resid_pre",
-                "resid_post",
-                "attn_out",
-                "mlp_out",
-                "q",
-                "k",
-                "v",
-                "z",
-                "pattern",
-            ):
+            for name in _COMPARED:
                 site = Site(name, layer)
                 try:
                     wanted = model.capture(tokens, [site])[site]

@@ -8,14 +8,13 @@ import torch
 
 from probes.figures.attention_sinks import (
     figure_decomposition,
-    figure_norms,
-    figure_norms_by_position,
     figure_score_by_position,
     figure_sink_heads,
     figure_swap,
     figures,
     finding,
 )
+from probes.figures.attention_sinks_norms import figure_norms, figure_norms_by_position
 from probes.figures.closed_forms import own_query_score, uniform_score
 from tests.probes.figures.planted import SINKS, planted_result
 
