@@ -10,7 +10,7 @@ pytest.importorskip("streamlit")
 pytest.importorskip("plotly")
 
 from app import jobs, sweeps
-from tests.app.test_dashboard import open_page
+from tests.app.opening import open_page
 from workbench.processes import birth_of
 
 JOB, SWEEP = "0123456789abcdef0000", "fedcba9876543210" * 4
