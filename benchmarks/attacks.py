@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from attacks_candidates import BATCH, CANDIDATES, search_peers, sweep_peers
+from race import peak, products
 from record import OUT, Row, ratios, spread, versions_of, write_record
 from resident import forget_peak, memory_mb
 
@@ -155,7 +156,11 @@ def serve(section: str, name: str, threads: int, pipe: Connection) -> None:
         before = memory_mb("VmRSS")
         forget_peak()
         done, rows = run()
-        pipe.send({"done": done, "rows": rows, "extra_mb": memory_mb("VmHWM") - before})
+        extra_mb = memory_mb("VmHWM") - before
+        flops = products(run) / done
+        speed = peak(threads, torch.float32)
+        told = {"done": done, "rows": rows, "extra_mb": extra_mb, "flops": flops, "peak": speed}
+        pipe.send(told)
         while pipe.recv() == "run":
             start, cpu = time.perf_counter(), time.process_time()
             run()
@@ -193,13 +198,24 @@ def measure(section: str, rounds: int, threads: int) -> dict[str, Any]:
 
 
 def rows_of(section: str, peers: dict[str, Any], threads: int) -> list[Row]:
-    """The section's rows; ratios are to its last peer, round by round."""
-    reference = list(peers.values())[-1]
-    return [_row(section, peer, found, reference, threads) for peer, found in peers.items()]
+    """The section's rows; ratios are to its last peer, round by round.
+
+    The limit is the rate at which the fewest products that a peer needs for one thing could be made.
+    """
+    reference, built = list(peers.values())[-1], [one for one in peers.values() if "flops" in one]
+    limit = max((one["peak"] for one in built), default=0.0) / min(
+        (one["flops"] for one in built), default=1.0
+    )
+    return [_row(section, peer, found, reference, limit, threads) for peer, found in peers.items()]
 
 
 def _row(
-    section: str, peer: str, found: dict[str, Any], reference: dict[str, Any], threads: int
+    section: str,
+    peer: str,
+    found: dict[str, Any],
+    reference: dict[str, Any],
+    limit: float,
+    threads: int,
 ) -> Row:
     about = {"name": SECTIONS[section].name, "peer": peer, "threads": threads}
     if "nanogcg" in peer:
@@ -220,9 +236,12 @@ def _row(
         note += (
             f"; {by_rows:.1f} by CPU time with repeats counted ({1 - 1 / repeats:.0%} of its rows)"
         )
+    reached = spread(rates(found, "seconds"))
     return Row(
         **about,
-        **spread(rates(found, "seconds")),
+        **reached,
+        limit=limit,
+        distance=limit / reached["median"],
         **ratios(rates(found, "seconds"), rates(reference, "seconds")),
         unit=SECTIONS[section].unit,
         cpu_ratio=cpu["ratio"],

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from generate_methods import CASES, METHODS, PEERS, SAME_EDIT, WHY
+from peaks import gpt2_bytes, gpt2_flops, least_seconds, peak_bandwidth, peak_flops
 from record import OUT, Row, ratios, read_record, spread, write_record
 from resident import memory_mb
 
@@ -170,6 +171,34 @@ def rows_of(
     return rows
 
 
+def limit_rows(case: dict[str, Any], shape: str, threads: int) -> list[Row]:
+    """What decoding can reach at most on this machine, by arithmetic and by bandwidth, half-way through."""
+    import torch
+
+    torch.set_num_threads(threads)
+    sizes, batch = case["model"], case["batch"]
+    cached = case["n_pos"] + case["n_new"] // 2
+    flops = gpt2_flops(sizes, 1, unembed=True, cached=cached, batch=batch)
+    n_bytes = gpt2_bytes(sizes, unembed=True, cached=cached, batch=batch)
+    peak = peak_flops(), peak_bandwidth()
+    least = least_seconds(flops, n_bytes, peak)
+    says = {
+        "arithmetic": f"{flops / 1e9:.2f} GFLOP a step at {peak[0] / 1e9:,.0f} GFLOP/s, a matrix product's rate",
+        "bandwidth": f"{n_bytes / 1e6:,.0f} MB a step at {peak[1] / 1e9:.1f} GB/s, adding two arrays",
+    }
+    return [
+        Row(
+            name=f"decode, no edit; {shape}",
+            peer=f"most by {kind}",
+            threads=threads,
+            median=batch / least[kind],
+            unit="tokens / s",
+            note=what,
+        )
+        for kind, what in says.items()
+    ]
+
+
 def merged(kept: list[Row], rows: list[Row]) -> list[Row]:
     """What was measured before, with what was measured now in its place."""
     new = {(row.name, row.peer): row for row in rows}
@@ -220,6 +249,7 @@ def main() -> None:
         rounds = measure(arguments, case)
         agree(rounds)
         rows = rows_of(rounds, case, shape, arguments.threads)
+        rows += limit_rows(case, shape, arguments.threads)
     kept = merged(kept, rows)
     if arguments.memory:
         kept = with_peaks(kept, shape, peaks(arguments, case))
@@ -236,6 +266,9 @@ def main() -> None:
     )
     print(f"{shape}, {arguments.threads} thread(s), {arguments.rounds} rounds")
     for row in rows:
+        if row.ratio is None:
+            print(f"  {row.name} {row.peer}: {row.median:.1f} tokens/s; {row.note}")
+            continue
         print(
             f"  {row.name} {row.peer:32s} {row.median:8.1f} tokens/s [{row.least:.1f}, {row.most:.1f}], "
             f"x{row.ratio:.3f} of stock in CPU time [{row.ratio_least:.3f}, {row.ratio_most:.3f}], {row.note}"

@@ -11,11 +11,17 @@ from typing import Any
 from reference import eager_zerotuning
 
 GAMMA = 2.0
-WHOLE, THIRD = {"n_layer": 12, "vocab_size": 50257}, {"n_layer": 4, "vocab_size": 8192}
+WHOLE = {"n_layer": 12, "n_embd": 768, "vocab_size": 50257}
+THIRD = {"n_layer": 4, "n_embd": 768, "vocab_size": 8192}
 CASES: dict[str, dict[str, Any]] = {
     "short": {"model": WHOLE, "batch": 1, "n_pos": 64, "n_new": 16},
     "short-batch": {"model": WHOLE, "batch": 8, "n_pos": 64, "n_new": 8},
-    "tiny": {"model": {"n_layer": 2, "vocab_size": 512}, "batch": 2, "n_pos": 8, "n_new": 4},
+    "tiny": {
+        "model": {"n_layer": 2, "n_embd": 768, "vocab_size": 512},
+        "batch": 2,
+        "n_pos": 8,
+        "n_new": 4,
+    },
     "long": {"model": THIRD, "batch": 1, "n_pos": 1024, "n_new": 24},
     "long-batch": {"model": THIRD, "batch": 8, "n_pos": 1024, "n_new": 12},
 }
@@ -32,13 +38,13 @@ def build(case: dict[str, Any], attention: str) -> Any:
 
 
 @functools.cache
-def base_model(n_layer: int, vocab_size: int) -> Any:
+def base_model(n_layer: int, n_embd: int, vocab_size: int) -> Any:
     """GPT-2-small's width, random weights."""
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
     torch.manual_seed(0)
-    sizes = {"n_layer": n_layer, "vocab_size": vocab_size, "n_positions": 2048}
+    sizes = {"n_layer": n_layer, "n_embd": n_embd, "vocab_size": vocab_size, "n_positions": 2048}
     config = GPT2Config(**sizes, initializer_range=0.05, bos_token_id=0, eos_token_id=0)
     return GPT2LMHeadModel(config).eval()
 

@@ -48,7 +48,9 @@ def peak_bandwidth(megabytes: int = 256) -> float:
     return 3 * WORD * n / best_seconds(lambda: torch.add(a, b, out=out))
 
 
-def gpt2_flops(shape: Mapping[str, int], n_pos: int, *, unembed: bool, batch: int = 1) -> float:
+def gpt2_flops(
+    shape: Mapping[str, int], n_pos: int, *, unembed: bool, cached: int = 0, batch: int = 1
+) -> float:
     """Floating-point operations that a forward pass of a GPT-2 cannot do without.
 
     Twelve d_model^2 of weights a block and position (queries, keys, values, output, the MLP's two), scores and
@@ -58,11 +60,12 @@ def gpt2_flops(shape: Mapping[str, int], n_pos: int, *, unembed: bool, batch: in
         shape: ``n_layer``, ``n_embd``, ``vocab_size`` of a GPT2Config.
         n_pos: Length of the prompts.
         unembed: Whether logits are made at every position.
+        cached: Positions before them whose keys and values are kept.
         batch: Prompts.
     """
     width = shape["n_embd"]
     weights = shape["n_layer"] * 12 * width * width
-    attention = shape["n_layer"] * (n_pos + 1) * width
+    attention = shape["n_layer"] * (2 * cached + n_pos + 1) * width
     logits = width * shape["vocab_size"] if unembed else 0
     return 2.0 * batch * n_pos * (weights + attention + logits)
 

@@ -229,6 +229,27 @@ def test_operations_of_a_forward_pass_are_those_that_torch_counts(unembed, load)
     assert least == counter.get_total_flops() - hidden
 
 
+def test_operations_of_a_decoded_step_are_what_one_more_position_adds(load):
+    """Of a longer pass over the shorter one: the new position's weights, and its row of the pattern."""
+    flops, shape = load("peaks").gpt2_flops, {"n_layer": 2, "n_embd": 8, "vocab_size": 11}
+    whole = flops(shape, 8, unembed=True) - flops(shape, 7, unembed=True)
+    assert flops(shape, 1, unembed=True, cached=7) == whole
+
+
+def test_decoding_is_bound_by_what_a_step_must_read_and_multiply(load, monkeypatch):
+    generate = load("generate")
+    monkeypatch.setattr(generate, "peak_flops", lambda: 1e9)
+    monkeypatch.setattr(generate, "peak_bandwidth", lambda: 1e6)
+    model = {"n_layer": 2, "n_embd": 8, "vocab_size": 11}
+    rows = generate.limit_rows({"model": model, "batch": 3, "n_pos": 6, "n_new": 2}, "x", 1)
+    words = 2 * 12 * 64 + 8 * 11  # of weights: blocks and unembedding
+    caches = 2 * 2 * 8 * 7  # a key and a value of 8 in two layers at seven positions
+    arithmetic = 2 * 3 * (words + 2 * 2 * 8 * 8) / 1e9  # scores and mix over eight keys
+    assert [row.median for row in rows] == pytest.approx(
+        [3 / arithmetic, 3 / (4 * (words + 3 * caches) / 1e6)]
+    )
+
+
 def test_the_least_time_is_that_of_the_scarcer_resource(load):
     peaks = load("peaks")
     least = peaks.least_seconds(8.0, 6.0, (4.0, 2.0))
