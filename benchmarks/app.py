@@ -2,9 +2,10 @@
 
 Each page is run as Streamlit runs it, without a browser, in a process that has served a page
 before (the first request of a server also imports Streamlit's own parts). "empty caches" reads
-the store anew; "second visit" is what a person meets who goes back and forth.
+the store anew; "again" is what a person meets who goes back and forth. With ``--browser`` each page
+is also opened in Chromium (``app_browser.py``).
 
-    python benchmarks/app.py [--results 5000] [--store DIR]
+    python benchmarks/app.py [--results 5000] [--store DIR] [--browser]
 """
 
 import argparse
@@ -17,8 +18,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from app_browser import rows_in_browser
 from record import Row, spread, write_record
 
+OWN = ("overview", "compare", "playground", "training", "jobs", "sweeps")
+"""Pages that are no probe's."""
 MODELS = 40
 LIMIT_SECONDS = 2.0
 REPEATS = 3
@@ -92,6 +96,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--results", type=int, default=5000)
     parser.add_argument("--store", type=Path)
+    parser.add_argument("--browser", action="store_true", help="also as Chromium paints them")
     given = parser.parse_args()
     # This file's folder comes first on the path, and in it this file is called app.
     sys.path.remove(str(Path(__file__).resolve().parent))
@@ -119,22 +124,19 @@ def main() -> None:
         data.entries_of()
         print(f"list again, caches empty: {time.perf_counter() - start:.2f} s\n")
         rows: list[Row] = []
-        for page in (
-            "overview",
-            "compare",
-            "playground",
-            "training",
-            "jobs",
-            "sweeps",
-            *registry.probe_names(),
-        ):
+        pages = [*OWN, *registry.probe_names()]
+        for page in pages:
             rows += rows_of(page, st.cache_resource.clear)
+        if given.browser:
+            rows += rows_in_browser(store, pages)
     write_record(
         "app",
         rows,
-        command=f"python benchmarks/app.py --results {given.results}",
+        command=f"python benchmarks/app.py --results {given.results}"
+        + " --browser" * given.browser,
         ratio_means="not compared with anything: no other program shows these pages",
-        conditions=f"{given.results} results; {REPEATS} visits of a page, without a browser",
+        conditions=f"{given.results} results; {REPEATS} visits of a page"
+        + ", without a browser" * (not given.browser),
         packages=("torch", "streamlit", "plotly"),
     )
 
