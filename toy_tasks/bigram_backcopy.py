@@ -187,6 +187,8 @@ def train_bigram_backcopy(
     _claim(out_dir, config, law)
     sequences = sample(law, config.n_held_out, config.n_pos, _generator(config.seed))
     held_out = HeldOut.of(law, sequences)
+    # Before the first step: who watches the run looks at its patterns on them.
+    write_safetensors({"tokens": held_out.tokens}, out_dir / "sample.safetensors", {})
     train(
         model,
         make_loss(law, config),
@@ -196,7 +198,6 @@ def train_bigram_backcopy(
         progress=progress,
     )
     write_safetensors(weights_of(model), out_dir / "model.safetensors", {"format": "pt"})
-    write_safetensors({"tokens": held_out.tokens}, out_dir / "sample.safetensors", {})
     arrays, labels = measure_checkpoints(config, held_out, out_dir)
     return BigramBackcopyResult(
         **arrays,

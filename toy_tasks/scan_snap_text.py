@@ -203,12 +203,13 @@ def train_scan_snap_text(
     def loss_at(model: nn.Module, step: int, generator: torch.Generator) -> Float[Tensor, ""]:
         return _loss(model, prompts(words.train, config.batch_size, config.n_pos, generator))
 
-    train(model, loss_at, config.training(), out_dir, progress=progress)
     held_out = prompts(
         words.held_out, config.n_held_out, config.n_pos, torch.Generator().manual_seed(0)
     )
-    write_safetensors(weights_of(model), out_dir / "model.safetensors", {"format": "pt"})
+    # Before the first step: who watches the run looks at its patterns on them.
     write_safetensors({"tokens": held_out[:, :-1]}, out_dir / "sample.safetensors", {})
+    train(model, loss_at, config.training(), out_dir, progress=progress)
+    write_safetensors(weights_of(model), out_dir / "model.safetensors", {"format": "pt"})
     seen = prompts(words.train, config.n_held_out, config.n_pos, torch.Generator().manual_seed(0))
     return _measured(config, words, (held_out, seen), out_dir)
 

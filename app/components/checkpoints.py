@@ -120,7 +120,7 @@ def sample_tokens(folder: Path, d_vocab: int, n_pos: int) -> tuple[np.ndarray, s
 
         return load_file(sample)["tokens"][0][:n_pos], "the first held-out sequence"
     drawn = np.random.default_rng(0).integers(0, d_vocab, n_pos)
-    return drawn, "random tokens (the held-out sequences are written when training ends)"
+    return drawn, "random tokens (the run has no sample.safetensors)"
 
 
 def pattern_at(folder: Path, step: int, layer: int) -> tuple[np.ndarray, list[str], str]:

@@ -192,8 +192,7 @@ def _pattern(folder: Path, step: int) -> None:
     url.keep("layer", str(layer), "0")
     url.keep("head", str(head), "0")
     try:
-        ended = (folder / "sample.safetensors").is_file()
-        patterns, names, origin = _pattern_at(str(folder), step, layer, ended)
+        patterns, names, origin = _pattern_at(str(folder), step, layer)
     except (WorkbenchError, OSError) as error:
         st.caption(plain(f"No pattern of this toy can be shown: {error}"))
         return
@@ -206,8 +205,8 @@ def _pattern(folder: Path, step: int) -> None:
 
 
 @st.cache_resource(max_entries=16, show_spinner=False)
-def _pattern_at(folder: str, step: int, layer: int, ended: bool) -> tuple[Any, list[str], str]:
-    """A checkpoint never changes: it is not loaded again at every look. Its prompt may."""
+def _pattern_at(folder: str, step: int, layer: int) -> tuple[Any, list[str], str]:
+    """A checkpoint never changes: it is not loaded again at every look."""
     return checkpoints.pattern_at(Path(folder), step, layer)
 
 

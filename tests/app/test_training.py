@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("streamlit")
 pytest.importorskip("plotly")
 
-import torch
+from safetensors.torch import load_file
 
 import workbench as wb
 from app import jobs
@@ -44,7 +44,7 @@ def running(store_path, trained):
     place = store_path / "training" / FOLDER
     place.mkdir(parents=True)
     for path in trained.rglob("*"):
-        if path.is_file() and path.name not in ("sample.safetensors", "model.safetensors"):
+        if path.is_file() and path.name != "model.safetensors":
             target = place / path.relative_to(trained)
             target.parent.mkdir(exist_ok=True)
             shutil.copyfile(path, target)
@@ -73,15 +73,19 @@ def test_a_training_is_watched_with_its_theory_and_gone_back_through(running):
     next(box for box in tab.toggle if "Follow" in box.label).set_value(False).run()
     tab.select_slider[0].set_value(0).run()
     assert dict(tab.query_params)["step"] == "0"
-    assert "Attention at step 0 on random tokens" in told(tab)
+    assert "Attention at step 0 on the first held-out sequence" in told(tab)
     first = charts(tab)[1]
     pattern = np.nan_to_num(array_of(first["data"][0]["z"]))
     assert np.abs(pattern - np.nan_to_num(array_of(newest["data"][0]["z"]))).max() > 0
     model = wb.load(f"toy:{running}", revision="0")
-    drawn = np.random.default_rng(0).integers(0, model.spec.d_vocab, len(pattern))
-    tokens = torch.as_tensor(drawn)[None]
+    tokens = load_file(running / "sample.safetensors")["tokens"][:1]
     whole = model.capture(tokens, [Site("pattern", 0)])[Site("pattern", 0)][0, 0]
     np.testing.assert_allclose(pattern, whole.numpy(), atol=1e-5)
+
+
+def test_a_run_without_sequences_shows_its_pattern_on_random_tokens(running):
+    (running / "sample.safetensors").unlink()
+    assert "on random tokens (the run has no sample" in told(open_page("training"))
 
 
 def test_a_half_written_line_of_a_log_is_left_out(running):

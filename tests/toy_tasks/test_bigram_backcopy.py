@@ -115,13 +115,15 @@ def test_the_sink_probe_agrees_with_the_record(tiny):
     assert theirs["mean_score"] == pytest.approx(received, rel=1e-5)
 
 
-def test_metrics_are_written_while_it_trains(tmp_path):
-    lines = []
+def test_metrics_and_sequences_are_there_while_it_trains(tmp_path):
+    lines, has_sequences = [], []
 
     def look(progress: Progress) -> None:
+        has_sequences.append((tmp_path / "toy" / "sample.safetensors").is_file())
         lines.append(read_metrics(tmp_path / "toy" / "metrics.jsonl")[-1])
 
     train_bigram_backcopy(TINY, tmp_path / "toy", look)
+    assert has_sequences == [True] * len(lines)
     assert lines[0]["step"] == 0
     assert lines[-1]["step"] == 24
     assert {"sink_attention", "backcopy_risk", "loss", "value_drain"} <= set(lines[-1])
