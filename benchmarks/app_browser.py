@@ -1,7 +1,8 @@
 """The dashboard's pages in a real browser: when the title stands, and when all of the page does.
 
-Every visit is that of a new person: a browser context of its own, whose cache is empty, so that
-Streamlit's program (8 MB of JavaScript) is loaded and compiled anew, and the page's run is not shared.
+The first visit is that of a new person: a browser context of its own, whose cache is empty, so that
+Streamlit's program is loaded and compiled anew. The second is by the same person's address bar. The limit is
+the first visit to a page of Streamlit that has nothing but a title.
 """
 
 import shutil
@@ -13,6 +14,8 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from record import Row, spread
@@ -24,14 +27,14 @@ REPEATS = 3
 
 
 @contextmanager
-def serving(store: Path) -> Iterator[str]:
-    """Run ``workbench app`` on a store, as a person starts it; yields its address."""
+def serving(*line: str) -> Iterator[str]:
+    """Run a server of pages on any free port, which is added to its line; yields its address."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    line = [sys.executable, "-m", "workbench", "app", "--no-browser"]
     quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    server = subprocess.Popen([*line, "--store", str(store), "--port", str(port)], **quiet)
+    command = [sys.executable, "-m", *line[:-1], f"{line[-1]}{port}"]
+    server = subprocess.Popen(command, stdin=subprocess.DEVNULL, **quiet)
     address = f"http://127.0.0.1:{port}"
     try:
         end = time.monotonic() + START_SECONDS
@@ -45,23 +48,46 @@ def serving(store: Path) -> Iterator[str]:
         server.wait(30)
 
 
-def visit(browser: Any, address: str) -> tuple[float, float]:
-    """Seconds until the title of a page is seen, and until its run has ended."""
+def visits(browser: Any, address: str) -> dict[str, float]:
+    """Seconds until the title of a page is seen and until its run has ended, by a new person and again."""
     context = browser.new_context(viewport={"width": 1280, "height": 900})
     context.set_default_timeout(PATIENCE_MS)
-    page = context.new_page()
-    start = time.perf_counter()
-    page.goto(address, wait_until="commit")
-    page.get_by_role("heading", level=1).first.wait_for()
-    title = time.perf_counter() - start
-    page.locator("[data-test-script-state=notRunning]").wait_for()
-    whole = time.perf_counter() - start
+    page, found = context.new_page(), {}
+    for when in ("", ", again"):
+        page.goto("about:blank")
+        start = time.perf_counter()
+        page.goto(address, wait_until="commit")
+        page.get_by_role("heading", level=1).first.wait_for()
+        found[f"title{when}"] = time.perf_counter() - start
+        page.locator("[data-test-script-state=notRunning]").wait_for()
+        found[f"whole{when}"] = time.perf_counter() - start
     context.close()
-    return title, whole
+    return found
+
+
+def repeated(browser: Any, address: str) -> dict[str, list[float]]:
+    """The visits of some people, one after the other."""
+    each = [visits(browser, address) for _ in range(REPEATS)]
+    return {name: [one[name] for one in each] for name in each[0]}
+
+
+def bare_page(browser: Any, folder: Path) -> dict[str, list[float]]:
+    """The same of a page of Streamlit with a title and nothing else."""
+    script = folder / "bare.py"
+    script.write_text("import streamlit as st\n\nst.title('Nothing')\n", encoding="utf-8")
+    options = [
+        "--server.headless=true",
+        "--server.address=127.0.0.1",
+        "--server.fileWatcherType=none",
+    ]
+    options += ["--browser.gatherUsageStats=false", "--server.port="]
+    with serving("streamlit", "run", str(script), *options) as address:
+        visits(browser, address)
+        return repeated(browser, address)
 
 
 def rows_in_browser(store: Path, pages: list[str]) -> list[Row]:
-    """Two rows a page: until its title, and until the whole; none where there is no browser.
+    """Four rows a page: until its title and until the whole, twice; none where there is no browser.
 
     Args:
         store: Of the server.
@@ -76,21 +102,23 @@ def rows_in_browser(store: Path, pages: list[str]) -> list[Row]:
         print("no browser: playwright and a Chromium are needed", file=sys.stderr)
         return []
     rows = []
-    with serving(store) as address, sync_playwright() as playwright:
+    line = ("workbench", "app", "--no-browser", "--store", str(store), "--port=")
+    with sync_playwright() as playwright, TemporaryDirectory() as folder:
         quiet = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
         browser = playwright.chromium.launch(executable_path=program, args=quiet)
-        visit(browser, address)  # the first of a server also imports
-        for name in pages:
-            path = "" if name == "overview" else name
-            times = [visit(browser, f"{address}/{path}") for _ in range(REPEATS)]
-            title, whole = (list(each) for each in zip(*times, strict=True))
-            print(
-                f"{name:20s} title {sorted(title)[1]:.2f} s, whole {sorted(whole)[1]:.2f} s",
-                flush=True,
-            )
-            rows += [
-                Row(name=name, peer="workbench, in Chromium: title", unit="s", **spread(title)),
-                Row(name=name, peer="workbench, in Chromium: whole", unit="s", **spread(whole)),
-            ]
+        bare = bare_page(browser, Path(folder))
+        with serving(*line) as address:
+            visits(browser, address)  # the first of a server also imports
+            for name in pages:
+                times = repeated(browser, f"{address}/{'' if name == 'overview' else name}")
+                for part, seconds in times.items():
+                    rows.append(_row(name, part, seconds, median(bare[part])))
+                said = ", ".join(f"{part} {median(times[part]):.2f} s" for part in times)
+                print(f"{name:20s} {said}", flush=True)
         browser.close()
     return rows
+
+
+def _row(name: str, part: str, seconds: list[float], limit: float) -> Row:
+    about: dict[str, Any] = {"name": name, "peer": f"workbench, in Chromium: {part}", "unit": "s"}
+    return Row(**about, **spread(seconds), limit=limit, distance=median(seconds) / limit)
