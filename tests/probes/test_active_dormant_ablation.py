@@ -17,16 +17,15 @@ from probes.active_dormant_ablation import (
 from probes.active_dormant_activity import (
     column_entropy,
     first_and_rest,
-    gap_of_scores,
-    grams,
     mean_over_queries,
     measure_activity,
     measure_peaks,
     row_entropy,
-    written_norm,
 )
 from tests.zoo import padded, random_tokens, tiny_model
 from toy_tasks.model import ToyModelConfig, make_model
+from workbench.attention.statistics import sink_logit_gap
+from workbench.attention.written import output_grams, written_norm
 from workbench.context import Batch, Context
 from workbench.models.base import Site
 
@@ -281,7 +280,7 @@ def test_the_first_position_against_the_mean_of_the_others():
 
 def test_gap_leaves_the_querys_own_score_out():
     scores = torch.tensor([[1.0, -math.inf, -math.inf], [1.0, 2.0, -math.inf], [7.0, 3.0, 90.0]])
-    found = gap_of_scores(scores[None, None])[0, 0]
+    found = sink_logit_gap(scores[None, None])[0, 0]
     assert found[:2].isnan().all()
     assert found[2].item() == 4.0
 
@@ -292,7 +291,7 @@ def test_activity_equals_that_of_eager_transformers(family):
     model, eager = wb.wrap(tiny_model(family)), tiny_model(family, attn_implementation="eager")
     with torch.no_grad():
         out = eager(tokens, output_attentions=True, output_hidden_states=True)
-    found = measure_activity(model, Batch(tokens, None, 0), grams(model))
+    found = measure_activity(model, Batch(tokens, None, 0), output_grams(model))
     pattern = torch.stack(out.attentions, dim=1)
     close = {"rtol": 1e-4, "atol": 1e-4}
     torch.testing.assert_close(found["sink"], pattern[..., 2:, 0].mean(-1), **close)
@@ -316,7 +315,7 @@ def test_a_toy_without_softmax_has_the_gap_of_its_scores():
     seen = {}
     with torch.no_grad():
         model(tokens, tap=lambda site, x: seen.setdefault(site, x) if x is not None else x)
-    found = measure_activity(wb.wrap(model), Batch(tokens, None, 0), grams(wb.wrap(model)))
+    found = measure_activity(wb.wrap(model), Batch(tokens, None, 0), output_grams(wb.wrap(model)))
     scores = seen[Site("attn_scores", 1)]
     by_hand = [
         scores[0, 0, n, 0] - sum(scores[0, 0, n, j] for j in range(1, n)) / (n - 1)
