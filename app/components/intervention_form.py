@@ -39,7 +39,11 @@ MOST_CELLS = 1600
 
 
 def intervention_form(n_layers: int, n_heads: int) -> dict[str, Any]:
-    """Choose an intervention and its settings; returns the content of an intervention file."""
+    """Choose an intervention and its settings; returns the content of an intervention file.
+
+    Raises:
+        ConfigError: Heads or a file are missing that the intervention needs.
+    """
     from workbench.interventions.files import INTERVENTIONS, VERSION
 
     names = sorted(INTERVENTIONS)

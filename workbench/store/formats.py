@@ -62,7 +62,11 @@ def to_csv(result: Result) -> bytes:
 
 
 def to_parquet(result: Result) -> bytes:
-    """The headline table as a Parquet file."""
+    """The headline table as a Parquet file.
+
+    Raises:
+        WorkbenchError: pyarrow is not installed.
+    """
     frame = result.to_dataframe()
     buffer = io.BytesIO()
     try:
