@@ -162,7 +162,11 @@ def _table(key: str, _result: Result) -> dict[str, list[Any]]:
 
 
 def table_of(key: str) -> dict[str, list[Any]]:
-    """The columns of a result's headline table."""
+    """The columns of a result's headline table.
+
+    Raises:
+        StoreError: The arrays are not those of the result's probe.
+    """
     try:
         return _table(key, open_result(key))
     except WorkbenchError:

@@ -6,17 +6,17 @@ when the reader comes near it, so that a page of a hundred figures opens at once
 
 import html
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from app.components.text import flat
 from workbench.errors import StoreError, WorkbenchError
 from workbench.result import SHORT_KEY, Result, missing_package
 from workbench.store.files import explained, replace_file
-from workbench.store.formats import html_metrics, html_page
+from workbench.store.formats import html_metrics, html_page, html_pairs
 from workbench.store.results import Store
-from workbench.store.strict_json import to_json
 
 TITLE = "Interpretability workbench"
 
@@ -229,21 +229,5 @@ def _section_html(section: _Section) -> Iterator[str]:
         if name not in {"config", *identity}
     }
     yield "<details><summary>Settings and provenance</summary>"
-    yield f"{_pairs({**identity, 'config': result.config, **made_by})}</details></section>"
-
-
-def _pairs(values: Mapping[str, Any]) -> str:
-    rows = "".join(
-        f"<tr><td>{html.escape(name)}</td><td><code>{html.escape(text)}</code></td></tr>"
-        for name, text in _flat(values)
-    )
-    return f"<table>{rows}</table>"
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Nested settings as rows, ``environment.torch``."""
-    for name, value in values.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield prefix + str(name), value if isinstance(value, str) else to_json(value)
+    rows = dict(flat({**identity, "config": result.config, **made_by}))
+    yield f"{html_pairs(rows)}</details></section>"

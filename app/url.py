@@ -8,7 +8,6 @@ A browser that is quicker than we are sends a choice with a URL that we have cha
 URL is old, not a wish. So the URL is read again only in a run that no widget has caused.
 """
 
-import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
@@ -18,6 +17,7 @@ from app.components.text import plain
 from workbench.errors import ConfigError, UnknownNameError, WorkbenchError
 
 T = TypeVar("T")
+Number = TypeVar("Number", int, float)
 
 LARGEST = 2**53 - 1
 """The largest whole number that a browser holds exactly."""
@@ -141,8 +141,8 @@ def whole(low: int, high: int, what: str) -> Callable[[str], int]:
 
 
 def number(
-    kind: type, low: float | None, high: float | None, what: str
-) -> Callable[[str], int | float]:
+    kind: type[Number], low: float | None, high: float | None, what: str
+) -> Callable[[str], Number]:
     """A parser that takes an int or a float in a range that may be open.
 
     What a browser cannot hold (2^53 and more, infinity, NaN) is refused as well.
@@ -151,12 +151,12 @@ def number(
     most = LARGEST if high is None else min(high, LARGEST)
     word = "a whole number" if kind is int else "a number"
 
-    def parse(text: str) -> int | float:
+    def parse(text: str) -> Number:
         try:
             value = kind(text)
         except (ValueError, OverflowError):
-            value = math.nan
-        if not least <= value <= most:
+            value = None
+        if value is None or not least <= value <= most:
             shown = text if len(text) <= 40 else f"{text[:40]}..."
             raise ConfigError(f"{what} must be {word} from {least:g} to {most:g}; got {shown!r}")
         return value

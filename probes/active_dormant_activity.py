@@ -21,7 +21,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from workbench.attention.edits import ActivationEdit
-from workbench.attention.statistics import ColumnMean, RowEntropy, SinkLogitGap, SinkMass
+from workbench.attention.statistics import (
+    ColumnMean,
+    RowEntropy,
+    SinkLogitGap,
+    SinkMass,
+    sink_logit_gap,
+)
+from workbench.attention.written import written_norm
 from workbench.context import Batch
 from workbench.models.base import ModelAdapter, ModelSpec, Site
 
@@ -64,33 +71,12 @@ def column_entropy(
     return torch.special.entr(share).sum(dim=-1) / valid.sum(dim=-1).log()[:, None]
 
 
-def written_norm(
-    value: Float[Tensor, "prompt pos kv_head d_head"], gram: Float[Tensor, "head d_head d_head"]
-) -> Float[Tensor, "prompt head pos"]:
-    """|v W_O| of every query head, from W_O W_O^T: d_model never comes in."""
-    value = value.float().repeat_interleave(gram.shape[0] // value.shape[2], dim=2)
-    mixed = torch.einsum("bphd,hde->bphe", value, gram)
-    return (mixed * value).sum(dim=-1).clamp(min=0).sqrt().transpose(1, 2)
-
-
 def first_and_rest(
     x: Float[Tensor, "prompt ... pos"], valid: Float[Tensor, "prompt pos"]
 ) -> tuple[Float[Tensor, "prompt ..."], Float[Tensor, "prompt ..."]]:
     """The value at position 0, and the mean over a prompt's other positions."""
     weight = valid.view(len(x), *[1] * (x.dim() - 2), -1)[..., 1:]
     return x[..., 0], (x[..., 1:] * weight).sum(dim=-1) / weight.sum(dim=-1)
-
-
-def gap_of_scores(
-    scores: Float[Tensor, "batch head q_pos k_pos"],
-) -> Float[Tensor, "batch head q_pos"]:
-    """The sink-logit gap by its definition; NaN where there is no other visible key."""
-    n_pos = scores.shape[-1]
-    between = torch.ones(n_pos, n_pos, dtype=torch.bool, device=scores.device).tril(-1)
-    between[:, 0] = False
-    between = between & (scores > -torch.inf)
-    others = scores.masked_fill(~between, 0.0).sum(dim=-1) / between.sum(dim=-1)
-    return scores[..., 0] - others
 
 
 # Measurement
@@ -100,12 +86,6 @@ def valid_positions(batch: Batch) -> Float[Tensor, "prompt pos"]:
     """1 for real tokens, 0 for padding."""
     mask = batch.attention_mask
     return torch.ones(batch.tokens.shape) if mask is None else mask.float()
-
-
-def grams(model: ModelAdapter) -> list[Float[Tensor, "head d_head d_head"]]:
-    """W_O W_O^T of every layer."""
-    weights = (model.weight("W_O", layer) for layer in range(model.spec.n_layers))
-    return [w_o @ w_o.transpose(-1, -2) for w_o in weights]
 
 
 def measure_activity(
@@ -127,7 +107,7 @@ def measure_activity(
         statistics["gap"] = SinkLogitGap()
     names = ["pattern", "v", "resid_post"] + ["attn_scores"] * reads_scores
     sites = [Site("resid_pre", 0)] + [Site(name, layer) for layer in layers for name in names]
-    reduce = {"pattern": statistics, "attn_scores": gap_of_scores}
+    reduce = {"pattern": statistics, "attn_scores": sink_logit_gap}
     reduce |= {"resid_pre": norm, "resid_post": norm}
     reduce |= {Site("v", layer): writes(layer) for layer in layers}
     found = model.capture(batch.tokens, sites, reduce, attention_mask=batch.attention_mask)

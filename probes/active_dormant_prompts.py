@@ -10,7 +10,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from probes.active_dormant_ablation import ablate_all_heads, rows_at_once
-from probes.active_dormant_activity import MIN_POS, grams, measure_activity, measure_peaks
+from probes.active_dormant_activity import MIN_POS, measure_activity, measure_peaks
+from workbench.attention.written import output_grams
 from workbench.context import Context
 from workbench.errors import DataError
 from workbench.models.base import ModelAdapter
@@ -63,7 +64,7 @@ def measure_prompts(
     n_batches = -(-len(tokens) // (context.batch_size or len(tokens)))
     steps = _Steps(context, n_batches * (model.spec.n_layers + 1))
     quiet = replace(context, progress=lambda done, total: None)
-    gram = grams(model)
+    gram = output_grams(model)
     parts = []
     for batch in quiet.batches(tokens):
         part = context.piece(

@@ -35,6 +35,7 @@ from probes.attention_sinks_results import (
     AttentionSinkResult,
 )
 from workbench.attention.statistics import ColumnMean
+from workbench.attention.written import output_grams, written_norm
 from workbench.context import Batch, Context
 from workbench.errors import CapabilityError, DataError
 from workbench.models.base import ModelAdapter, Site
@@ -50,15 +51,6 @@ def attention_received(
     n_pos = pattern.shape[-1]
     n_queries = torch.arange(n_pos, 0, -1, device=pattern.device)
     return pattern.sum(dim=-2) / n_queries
-
-
-def ov_norms(
-    value: Float[Tensor, "batch pos kv_head d_head"], gram: Float[Tensor, "head d_head d_head"]
-) -> Float[Tensor, "batch head pos"]:
-    """|v W_O| per query head, from the Gram matrices W_O W_O^T: never batch x pos x head x d_model."""
-    value = value.float().repeat_interleave(gram.shape[0] // value.shape[2], dim=2)
-    squared = torch.einsum("bphd,hde,bphe->bhp", value, gram, value)
-    return squared.clamp(min=0).sqrt()
 
 
 def queries_after(
@@ -118,8 +110,8 @@ def measure_attention_sinks(
     context = context or Context()
     _check_prompts(model, tokens, config, context)
     tokens = make_inputs(tokens, config, model.spec.d_vocab, context)
-    grams = [_gram(model.weight("W_O", layer)) for layer in range(model.spec.n_layers)]
-    collected = context.each_batch(tokens, partial(_measure_batch, model, config, grams))
+    measure = partial(_measure_batch, model, config, output_grams(model))
+    collected = context.each_batch(tokens, measure)
     lengths = _lengths(tokens, context)
     past_end = torch.arange(tokens.shape[1]) >= lengths[:, None]
     score = torch.cat([found["score"] for found in collected])
@@ -185,10 +177,6 @@ def _check_prompts(
         )
 
 
-def _gram(w_o: Float[Tensor, "head d_head d_model"]) -> Float[Tensor, "head d_head d_head"]:
-    return w_o @ w_o.transpose(-1, -2)
-
-
 def _measure_batch(
     model: ModelAdapter, config: AttentionSinkConfig, grams: list[Tensor], batch: Batch
 ) -> dict[str, Tensor]:
@@ -211,7 +199,7 @@ def _measure_batch(
 
     def read_value(gram: Tensor):  # type: ignore[no-untyped-def]
         def read(value: Tensor) -> dict[str, Tensor]:
-            drained = ov_norms(value, gram.to(value.device))
+            drained = written_norm(value, gram.to(value.device))
             return {"norm": norm(value).transpose(1, 2).cpu(), "ov": drained.cpu()}
 
         return read

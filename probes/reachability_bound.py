@@ -105,7 +105,11 @@ def score_bound(
     longest_state: float,
     longest_control: float,
 ) -> Float[Tensor, ""]:
-    """The score bound M_x sigma_q sigma_k M_u / sqrt(d_k), for every query."""
+    """The score bound M_x sigma_q sigma_k M_u / sqrt(d_k), for every query.
+
+    Raises:
+        DataError: A norm below 0.
+    """
     if longest_state < 0 or longest_control < 0:
         raise DataError(
             f"norms must be at least 0; got {longest_state} (state) and {longest_control} (control)"

@@ -118,7 +118,11 @@ def ground_truth_pairs(
 def uniform_pairs(
     n_states: int, n_tokens: int, config: ReachabilityConfig, context: Context
 ) -> Any:
-    """(state, target) with targets drawn without repetition from the tokens that have text."""
+    """(state, target) with targets drawn without repetition from the tokens that have text.
+
+    Raises:
+        ConfigError: More targets than tokens.
+    """
     generator = context.generator()
     n_targets = config.targets_per_state
     if n_targets > n_tokens:

@@ -179,6 +179,9 @@ def token_gradients(
         rows: Prompts of one length.
         targets: One a row.
         where: The places.
+
+    Raises:
+        CapabilityError: Embeddings of another width than the residual stream.
     """
     site = Site("resid_pre", 0)
     resid = model.capture(rows, [site])[site].requires_grad_()

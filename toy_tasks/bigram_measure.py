@@ -23,6 +23,7 @@ from torch import Tensor
 
 from toy_tasks.bigram_law import BigramLaw, excess_risk, oracle, split_risk
 from toy_tasks.model import NORMALISED, Tap, ToyModel, leave, n_learned_keys
+from workbench.attention.statistics import sink_logit_gap
 from workbench.models.base import Site
 
 MIN_SINK = 0.01
@@ -99,13 +100,8 @@ def mean_at(
 def logit_gap(
     scores: Float[Tensor, "row head q_pos k_pos"],
 ) -> Float[Tensor, "row head q_pos"]:
-    """Score at key 0 minus the mean score at keys 1 ... n - 1; 0 at queries 0 and 1."""
-    n_pos = scores.shape[-1]
-    between = torch.ones(n_pos, n_pos, dtype=torch.bool, device=scores.device).tril(-1)
-    between[:, 0] = False
-    count = between.sum(dim=-1)
-    others = scores.masked_fill(~between, 0.0).sum(dim=-1) / count.clamp(min=1)
-    return (scores[..., 0] - others) * (count > 0)
+    """``sink_logit_gap``, with 0 at queries 0 and 1, which have none."""
+    return torch.nn.functional.pad(sink_logit_gap(scores)[..., 2:], (2, 0))
 
 
 def mean_by_token(

@@ -56,7 +56,11 @@ class BigramSeeds:
     config: BigramBackcopyConfig = field(default_factory=BigramBackcopyConfig)
 
     def model(self, seed: int) -> ToyModel:
-        """The trained model of one seed, for ``workbench.wrap`` and every probe."""
+        """The trained model of one seed, for ``workbench.wrap`` and every probe.
+
+        Raises:
+            ConfigError: The seed was not trained.
+        """
         if seed not in self.seeds:
             raise ConfigError(
                 f"seed must be one that was trained, {min(self.seeds)} ... {max(self.seeds)}; got "

@@ -24,7 +24,11 @@ if TYPE_CHECKING:
 def held_out_rows(
     tokens: Int[Tensor, " held_out"], bos: int, n_rows: int, n_pos: int
 ) -> Int[Tensor, "row pos"]:
-    """Return evenly spread windows of held-out text, BOS first."""
+    """Return evenly spread windows of held-out text, BOS first.
+
+    Raises:
+        DataError: Less text than one window.
+    """
     if len(tokens) < n_pos:
         raise DataError(
             f"held-out text must have {n_pos} tokens; got {len(tokens)}. Give more text."
@@ -53,7 +57,11 @@ def first_token_attention(
 
 
 def series_tokens(tokenizer: "PreTrainedTokenizerFast") -> dict[str, list[int]]:
-    """Return the token of every item, written after a space."""
+    """Return the token of every item, written after a space.
+
+    Raises:
+        DataError: An item is several tokens.
+    """
     encoded = {
         name: [tokenizer(f" {item}", add_special_tokens=False).input_ids for item in items]
         for name, items in SERIES.items()

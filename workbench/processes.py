@@ -9,6 +9,9 @@ def birth_of(pid: int) -> str | None:
     """When a process was born, as the system writes it; None: there is no such process.
 
     A zombie, which has ended and waits to be asked, counts as gone.
+
+    Raises:
+        NotImplementedError: The system is no Unix.
     """
     stat = Path(f"/proc/{pid}/stat")
     if stat.parent.parent.joinpath("self").exists():

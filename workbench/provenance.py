@@ -76,7 +76,7 @@ def request_hash(fields: Mapping[str, Any]) -> str:
 
 def environment() -> dict[str, str | None]:
     """Versions of Python, the platform, the workbench and its libraries (None: not installed)."""
-    versions = {name.replace("-", "_"): _version(name) for name in PACKAGES}
+    versions = {name.replace("-", "_"): package_version(name) for name in PACKAGES}
     return {
         "workbench": __version__,
         "python": platform.python_version(),
@@ -86,7 +86,8 @@ def environment() -> dict[str, str | None]:
 
 
 @cache  # nothing is installed while we run, and a sweep asks for each of its cells
-def _version(package: str) -> str | None:
+def package_version(package: str) -> str | None:
+    """The installed version of a distribution; None where there is none."""
     try:
         return version(package)
     except PackageNotFoundError:

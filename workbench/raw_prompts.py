@@ -61,6 +61,9 @@ def from_rows(
         source: The data's name.
         limit: What was asked for.
         where: Where each row stands, for messages.
+
+    Raises:
+        DataError: No rows, rows of several kinds, or values that no JSON holds.
     """
     if not rows:
         raise DataError(f"at least one prompt is needed; {source} has no rows")

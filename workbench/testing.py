@@ -156,7 +156,11 @@ class PlantedModel:
         raise CapabilityError("a planted model cannot generate; use a real or toy model")
 
     def weight(self, name: str, layer: int | None = None) -> Tensor:
-        """Orthonormal rows: ``|v W_O| = |v|``."""
+        """Orthonormal rows: ``|v W_O| = |v|``.
+
+        Raises:
+            CapabilityError: Any other weight than W_O.
+        """
         if name != "W_O":
             raise CapabilityError(f"a planted model has W_O only; got {name}")
         eye = torch.eye(self.spec.d_model)

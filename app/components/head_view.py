@@ -21,7 +21,6 @@ WINDOW = 64
 """Queries and keys that one picture shows; token names stay readable."""
 MOST_TOKENS = 4096
 EXAMPLE = "One two three four five six. When the night came, the old man went home. One two three"
-NUMBERS = ("score", "rate", "mean", "loss", "sink", "attention", "norm")
 
 
 def head_view(n_layers: int, n_heads: int, clicked: tuple[int, int] | None, result: Result) -> None:

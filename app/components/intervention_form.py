@@ -39,7 +39,11 @@ MOST_CELLS = 1600
 
 
 def intervention_form(n_layers: int, n_heads: int) -> dict[str, Any]:
-    """Choose an intervention and its settings; returns the content of an intervention file."""
+    """Choose an intervention and its settings; returns the content of an intervention file.
+
+    Raises:
+        ConfigError: Heads or a file are missing that the intervention needs.
+    """
     from workbench.interventions.files import INTERVENTIONS, VERSION
 
     names = sorted(INTERVENTIONS)
@@ -71,11 +75,7 @@ def intervention_form(n_layers: int, n_heads: int) -> dict[str, Any]:
 def _setting(field: Any, hint: Any, name: str, n_layers: int) -> Any:
     key, label = f"play {name} {field.name}", field.name.replace("_", " ")
     if field.name in SLIDERS:
-        low, high, first, step, about = SLIDERS[field.name]
-        url.seed(field.name, url.number(float, low, high, field.name), first, key)
-        value = st.slider(label, low, high, step=step, key=key, help=about)
-        url.keep(field.name, f"{value:g}", f"{first:g}")
-        return float(value)
+        return _slider(field.name, label, key)
     if hint is bool:
         url.seed(field.name, lambda text: text == "True", bool(field.default), key)
         flag = st.toggle(label, key=key)
@@ -97,6 +97,14 @@ def _setting(field: Any, hint: Any, name: str, n_layers: int) -> Any:
     )
     url.keep(field.name, value, first)
     return value
+
+
+def _slider(name: str, label: str, key: str) -> float:
+    low, high, first, step, about = SLIDERS[name]
+    url.seed(name, url.number(float, low, high, name), first, key)
+    value = st.slider(label, low, high, step=step, key=key, help=about)
+    url.keep(name, f"{value:g}", f"{first:g}")
+    return float(value)
 
 
 def _choices(field: Any, n_layers: int) -> tuple[Sequence[str], str]:

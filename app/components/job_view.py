@@ -29,14 +29,26 @@ def job_view(job_id: str, *, scope: str) -> None:
 
 
 def _look(job_id: str, scope: str, was_running: bool) -> None:
+    job = look_at(job_id, "job", was_running=was_running)
+    if job is not None:
+        show_job(job, scope)
+
+
+def look_at(job_id: str, kind: str, *, was_running: bool) -> jobs.Job | None:
+    """A job as it is now, or a word that it is gone; has it just ended, the page runs again.
+
+    Args:
+        job_id: Of the job.
+        kind: What people call it.
+        was_running: At the last look.
+    """
     job = jobs.read(data.store_path(), job_id)
     if job is None:
-        st.warning("This job is no longer in the store.")
-        return
-    if was_running and not job.is_running:
+        st.warning(f"This {kind} is no longer in the store.")
+    elif was_running and not job.is_running:
         data.forget()
         url.run_page_again()
-    show_job(job, scope)
+    return job
 
 
 def show_job(job: jobs.Job, scope: str) -> None:

@@ -1,5 +1,6 @@
 """Two to six results beside each other: numbers, figures on the same axes, differences."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import pandas as pd
@@ -85,24 +86,29 @@ def _whole_key(part: str) -> str:
 def _names(results: dict[str, Result]) -> dict[str, str]:
     """A short name of each: the model, and the settings in which they differ."""
     names: dict[str, str] = {}
-    configs = [result.config for result in results.values()]
-    differing = [
-        name
-        for name in sorted({name for config in configs for name in config})
-        if len({repr(config.get(name)) for config in configs}) > 1
-    ]
     for key, result in results.items():
-        parts = [result.model or result.probe]
-        if result.provenance.get("revision") and _differ(results, "revision"):
-            parts.append(str(result.provenance["revision"])[:8])
-        if _differ(results, "prompts"):
-            parts.append(str((result.provenance.get("prompts") or {}).get("source", "")))
-        parts += [f"{name}={result.config.get(name)}" for name in differing[:3]]
-        if len({other.edit for other in results.values()}) > 1:
-            parts.append(result.edit or "stock")
-        name = " ".join(filter(None, parts))[:60]
+        name = " ".join(filter(None, _parts_of_name(result, results)))[:60]
         names[key] = name if name not in names.values() else f"{name} {key[:6]}"
     return names
+
+
+def _parts_of_name(result: Result, results: dict[str, Result]) -> Iterator[str]:
+    made = result.provenance
+    yield result.model or result.probe
+    if made.get("revision") and _differ(results, "revision"):
+        yield str(made["revision"])[:8]
+    if _differ(results, "prompts"):
+        yield str((made.get("prompts") or {}).get("source", ""))
+    for name in _differing_settings(results)[:3]:
+        yield f"{name}={result.config.get(name)}"
+    if len({other.edit for other in results.values()}) > 1:
+        yield result.edit or "stock"
+
+
+def _differing_settings(results: dict[str, Result]) -> list[str]:
+    configs = [result.config for result in results.values()]
+    names = sorted({name for config in configs for name in config})
+    return [name for name in names if len({repr(config.get(name)) for config in configs}) > 1]
 
 
 def _differ(results: dict[str, Result], name: str) -> bool:

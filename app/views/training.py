@@ -10,7 +10,7 @@ from app.components import checkpoints
 from app.components.config_form import as_arguments, config_form
 from app.components.figures import show_figure
 from app.components.head_view import pattern_figure
-from app.components.job_view import show_job
+from app.components.job_view import look_at, show_job
 from app.components.layout import page
 from app.components.text import moment, plain
 from app.pacing import LOOK_SECONDS
@@ -100,13 +100,9 @@ def _watch(job_id: str, was_running: bool) -> None:
 
 
 def _look(job_id: str, was_running: bool) -> None:
-    job = jobs.read(data.store_path(), job_id)
+    job = look_at(job_id, "training", was_running=was_running)
     if job is None:
-        st.warning("This training is no longer in the store.")
         return
-    if was_running and not job.is_running:
-        data.forget()
-        url.run_page_again()
     with st.container(border=True):
         show_job(job, "training")
     folder = _folder_of(job)

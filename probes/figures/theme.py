@@ -151,7 +151,11 @@ def head_name(layer: int, head: int) -> str:
 
 
 def tick_step(size: int, at_most: int = 12) -> int:
-    """The distance of ticks on an axis of indices: whole, and round where there are many."""
+    """The distance of ticks on an axis of indices: whole, and round where there are many.
+
+    Raises:
+        ValueError: The axis is too long for so few ticks.
+    """
     for power in range(10):
         for digit in (1, 2, 5):
             if size <= at_most * digit * 10**power:

@@ -12,7 +12,7 @@ def test_doctor_reports_and_never_fails(command, store_path):
 def test_doctor_says_what_a_missing_package_is_for(command, monkeypatch):
     from workbench.cli import doctor
 
-    monkeypatch.setattr(doctor, "_version", lambda package: None)
+    monkeypatch.setattr(doctor, "package_version", lambda package: None)
     shown = command("doctor")
     assert shown.code == 0
     assert "pip install torch" in shown.out

@@ -2,15 +2,14 @@
 
 Written from the method cards; it shares no line with the engine. Registered under a name of its own, it
 stands in for the stock kernel of a whole model, so that logits and generated tokens can be compared.
+A rule takes a pattern [batch head q k], learned sinks as its last column, and the first real key, and
+gives the edited pattern.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-
-Rule = Callable[[torch.Tensor, int], torch.Tensor]
-"""(pattern [batch head q k], learned sinks as last column; the first real key) -> pattern."""
 
 
 def zerotuning(gammas):

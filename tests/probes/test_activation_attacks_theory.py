@@ -16,7 +16,7 @@ from probes.activation_attacks_optimise import (
     score,
 )
 from probes.activation_attacks_scaling import fit, reached_half
-from probes.activation_attacks_theory import draw_readouts, feasible_share, linear_logits
+from tests.probes.linear_readout import draw_readouts, feasible_share, linear_logits
 
 
 def search(readout, targets, *, free=None, at_once=1000, descent=None):

@@ -11,7 +11,6 @@ from probes.attention_sinks import (
     decompose,
     make_inputs,
     measure_attention_sinks,
-    ov_norms,
     queries_after,
     swap_positions,
 )
@@ -22,6 +21,7 @@ from probes.attention_sinks_results import (
     value_drain,
 )
 from tests.zoo import padded, random_tokens, tiny_model
+from workbench.attention.written import written_norm
 from workbench.context import Context
 from workbench.errors import CapabilityError, ConfigError, DataError
 from workbench.testing import PlantedModel, identity_pattern, sink_pattern, uniform_pattern
@@ -60,7 +60,7 @@ def test_ov_norms_equal_the_norm_after_the_output_projection():
     value, w_o = torch.randn(2, 5, 2, 3), torch.randn(4, 3, 12)
     repeated = value.repeat_interleave(2, dim=2)
     expected = torch.einsum("bphd,hdm->bhpm", repeated, w_o).norm(dim=-1)
-    torch.testing.assert_close(ov_norms(value, w_o @ w_o.transpose(-1, -2)), expected)
+    torch.testing.assert_close(written_norm(value, w_o @ w_o.transpose(-1, -2)), expected)
 
 
 def test_peak_ratio_leaves_nan_and_the_position_itself_out():

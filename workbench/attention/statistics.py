@@ -79,6 +79,21 @@ class _SinkMass(PatternAccumulator):
         return self.mass
 
 
+def sink_logit_gap(
+    scores: Float[Tensor, "batch head pos pos"],
+) -> Float[Tensor, "batch head pos"]:
+    """The gap of ``SinkLogitGap`` by its definition, from scores that are at hand whole.
+
+    It holds for any kernel, also where the pattern is no softmax of the scores.
+    """
+    n_pos = scores.shape[-1]
+    between = torch.ones(n_pos, n_pos, dtype=torch.bool, device=scores.device).tril(-1)
+    between[:, 0] = False
+    between = between & (scores > -torch.inf)
+    others = scores.masked_fill(~between, 0.0).sum(dim=-1) / between.sum(dim=-1)
+    return scores[..., 0] - others
+
+
 @dataclass(frozen=True)
 class SinkLogitGap(PatternStatistic):
     """How far the first key's score lies above the others': S[n, 0] - mean of S[n, 1 ... n-1].

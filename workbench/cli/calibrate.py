@@ -70,7 +70,9 @@ def calibrate_command(request: CalibrateRequest) -> None:
         found = find_task(request.task)
         questions = read_questions(found, request.data, request.limit)
         splits = split(questions, request.seed, config.shares)
-        loaded = _load(request)
+        loaded = given.load_model(
+            request.model, request.backend, request.revision, request.dtype, request.device
+        )
         about = {"task": found.name, **_about(questions, request.seed), **splits.about()}
         pieces = _pieces(request.store, loaded, request.method, config, about)
 
@@ -106,13 +108,6 @@ def _about(questions: Any, seed: int) -> dict[str, Any]:
     from workbench.calibration.parts import questions_hash
 
     return {"data": questions_hash(questions), "n": len(questions), "seed": seed}
-
-
-def _load(request: CalibrateRequest) -> Any:
-    from workbench.models.load import load
-
-    with given.offering_models(request.model):
-        return load(request.model, request.backend, request.revision, request.dtype, request.device)
 
 
 def _config(method: str, settings: dict[str, str]) -> Any:

@@ -4,13 +4,13 @@ import os
 import platform
 import shutil
 import sys
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from workbench import __version__
 from workbench.cli import options as given
 from workbench.cli.console import print_json, print_table
+from workbench.provenance import package_version
 
 NEEDED = ("torch", "transformers", "safetensors", "numpy", "jaxtyping", "typer", "rich")
 
@@ -39,8 +39,8 @@ def doctor_command(store: given.StoreFolder = None, as_json: given.AsJson = Fals
         "workbench": __version__,
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
-        "packages": {name: _version(name) for name in NEEDED},
-        "optional": {name: _version(name) for name in OPTIONAL},
+        "packages": {name: package_version(name) for name in NEEDED},
+        "optional": {name: package_version(name) for name in OPTIONAL},
         "torch": _torch(),
         "memory_free_bytes": _free_memory(),
         "store": _store(store),
@@ -53,15 +53,8 @@ def doctor_command(store: given.StoreFolder = None, as_json: given.AsJson = Fals
     print_table(("what", "found", ""), _rows(found))
 
 
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
 def _torch() -> dict[str, Any] | None:
-    if _version("torch") is None:
+    if package_version("torch") is None:
         return None
     import torch
 

@@ -1,6 +1,7 @@
 """``workbench evaluate``: a model on a task, stock and under an intervention."""
 
 import json
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -59,11 +60,9 @@ class EvaluateRequest:
     progress: given.Progress = "auto"
     as_json: given.AsJson = False
 
-    @property
-    def chosen(self) -> dict[str, str | None]:
-        """How the model is loaded."""
-        names = ("backend", "revision", "dtype", "device")
-        return {name: getattr(self, name) for name in names}
+    def load(self) -> Any:
+        """The model, as it is to be loaded."""
+        return given.load_model(self.model, self.backend, self.revision, self.dtype, self.device)
 
 
 @given.takes(EvaluateRequest)
@@ -85,19 +84,7 @@ def evaluate_command(request: EvaluateRequest) -> None:
     change = _intervention(request.intervention, request.settings)
     with reporting(request.progress) as reporter:
         if request.task == "mt-bench":
-            n_answers = _answer_turns(
-                request.model,
-                request.data,
-                request.limit,
-                change,
-                request.max_new_tokens or 64,
-                request.output,
-                request.chosen,
-                reporter,
-            )
-            if request.as_json:
-                path = str(request.output)
-                print_json({"task": request.task, "n": n_answers, "path": path})
+            _answer_turns(request, change, reporter)
             return
         evaluation = _evaluate(request, change, reporter)
     if request.output is not None:
@@ -127,7 +114,7 @@ def _evaluate(request: EvaluateRequest, change: Any, reporter: "Reporter") -> "E
         reporter.progress,
         reporter.message,
     )
-    return evaluate(_load(request.model, request.chosen), found, questions, change, how)
+    return evaluate(request.load(), found, questions, change, how)
 
 
 def _intervention(name: str | None, settings: list[str] | None) -> Any:
@@ -136,44 +123,25 @@ def _intervention(name: str | None, settings: list[str] | None) -> Any:
     return None if name is None else read_intervention(name, given.read_settings(settings))
 
 
-def _load(name: str, chosen: dict[str, Any]) -> Any:
-    from workbench.models.load import load
-
-    with given.offering_models(name):
-        return load(name, **chosen)
-
-
 def _write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
     given.write_output(path, "".join(f"{json.dumps(row)}\n" for row in rows).encode())
     message(f"written: {path}")
 
 
-def _answer_turns(
-    name: str,
-    data: Path,
-    limit: int | None,
-    change: Any,
-    max_new_tokens: int,
-    output: Path | None,
-    chosen: dict[str, Any],
-    reporter: Any,
-) -> int:
-    """Write a file for a judge; returns how many conversations it holds."""
-    from contextlib import nullcontext
-
+def _answer_turns(request: EvaluateRequest, change: Any, reporter: "Reporter") -> None:
+    """Write conversations to a file for a judge."""
     from workbench.evaluation.chat import answer_turns, read_turns
 
-    if output is None:
+    if request.output is None:
         raise ConfigError("answers for a judge go to a file; add -o ANSWERS.jsonl")
-    rows = read_turns(data, limit)
-    model = _load(name, chosen)
+    rows = read_turns(request.data, request.limit)
+    model, n_new = request.load(), request.max_new_tokens or 64
     with nullcontext() if change is None else model.edit(change):
         label = model.spec.name if change is None else f"{model.spec.name}+intervention"
-        answers = answer_turns(
-            model, rows, label, max_new_tokens=max_new_tokens, progress=reporter.progress
-        )
-    _write_rows(output, answers)
-    return len(answers)
+        answers = answer_turns(model, rows, label, max_new_tokens=n_new, progress=reporter.progress)
+    _write_rows(request.output, answers)
+    if request.as_json:
+        print_json({"task": request.task, "n": len(answers), "path": str(request.output)})
 
 
 def _show(evaluation: "Evaluation") -> None:

@@ -46,11 +46,7 @@ def generate_command(
         raise typer.BadParameter("--set and --compare need --intervention FILE.json|NAME")
     texts = given.read_settings(settings)
     change = None if intervention is None else read_intervention(intervention, texts)
-    from workbench.models.load import load
-
-    with given.offering_models(model):
-        loaded = load(model, backend, revision, dtype, device)
-
+    loaded = given.load_model(model, backend, revision, dtype, device)
     if compare:
         _compare(loaded, prompt, change, str(intervention), max_new_tokens, as_json=as_json)
         return

@@ -7,11 +7,14 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
 from workbench.errors import ConfigError, ModelError, UnknownNameError
+
+if TYPE_CHECKING:
+    from workbench.models.base import ModelAdapter
 
 ModelName = Annotated[
     str,
@@ -233,3 +236,17 @@ def write_output(path: Path, content: bytes) -> None:
             f"-o must be a place that can be written; {path}: {reason}; choose another (no part of "
             "it was written)"
         ) from error
+
+
+def load_model(
+    name: str, backend: str, revision: str | None, dtype: str, device: str
+) -> "ModelAdapter":
+    """Load the model of a command.
+
+    Raises:
+        ModelError: It cannot be loaded; the nearest name is offered.
+    """
+    from workbench.models.load import load
+
+    with offering_models(name):
+        return load(name, backend, revision, dtype, device)

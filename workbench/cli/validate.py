@@ -28,11 +28,9 @@ def validate_command(
     Exit code 1 when a check fails.
     """
     given.check_output(output)
-    from workbench.models.load import load
     from workbench.models.validate import companions, to_rows, validate_model
 
-    with given.offering_models(model):
-        loaded = load(model, backend, revision, dtype, device)
+    loaded = given.load_model(model, backend, revision, dtype, device)
     checks = validate_model(loaded, other_backends=companions(loaded))
     document = {
         "model": loaded.spec.name,

@@ -98,7 +98,11 @@ class HarnessModel(TemplateLM):
         return totals
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
-        """Continue each text until one of its stop strings, most likely token first."""
+        """Continue each text until one of its stop strings, most likely token first.
+
+        Raises:
+            DataError: A task asks for sampling.
+        """
         written = []
         for request in requests:
             context, options = request.args

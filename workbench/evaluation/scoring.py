@@ -200,7 +200,11 @@ def loglikelihoods(
 
 
 def write_answers(model: ModelAdapter, batch: Sequence[Encoded], max_new_tokens: int) -> list[int]:
-    """Let the model write, most likely token first, and read which label it wrote (-1: none)."""
+    """Let the model write, most likely token first, and read which label it wrote (-1: none).
+
+    Raises:
+        CapabilityError: The backend does not generate.
+    """
     if "generate" not in model.capabilities:
         raise CapabilityError(
             f"accuracy is read from what the model writes; the {model.backend} backend does not "

@@ -40,7 +40,11 @@ class RemoteExecutor:
         """Not known: the models are elsewhere."""
 
     def execute(self, cells: Sequence[Cell], store: Path, emit: Emit) -> None:
-        """Run every cell; see ``workbench.execute.protocol.Executor``."""
+        """Run every cell; see ``workbench.execute.protocol.Executor``.
+
+        Raises:
+            ConfigError: Cells of another backend.
+        """
         from workbench.run import Reporter
 
         if any(cell.options.get("backend") != "nnsight" for cell in cells):

@@ -68,7 +68,11 @@ class SlurmExecutor:
         self._parameters, self._cluster = dict(parameters or {}), cluster
 
     def room(self, cells: Sequence[Cell]) -> Room | None:
-        """A job's memory where ``mem_gb`` says it and no GPU is asked for; else not known."""
+        """A job's memory where ``mem_gb`` says it and no GPU is asked for; else not known.
+
+        Raises:
+            ConfigError: ``mem_gb`` is no number.
+        """
         given = self._parameters
         if "mem_gb" not in given or any("gpu" in name or name == "gres" for name in given):
             return None

@@ -84,6 +84,9 @@ def mean_z(
         model: Its z is read as it is now, under whatever edits are active.
         batches: Tokens and masks, one batch at a time.
         heads: (layer, head) pairs.
+
+    Raises:
+        ConfigError: No batches.
     """
     layers = sorted({layer for layer, _ in heads})
     total = torch.zeros(len(heads), model.spec.d_head, dtype=torch.float64)

@@ -109,7 +109,11 @@ class ZeroTuning:
         ]
 
     def table(self, spec: ModelSpec) -> Float[Tensor, "layer head"]:
-        """Every head's gamma; 1 for those that are left alone."""
+        """Every head's gamma; 1 for those that are left alone.
+
+        Raises:
+            ConfigError: Another number of gammas than of heads.
+        """
         found = torch.ones(spec.n_layers, spec.n_heads, dtype=torch.float64)
         grouped = heads_by_layer(self.heads, spec)
         if not isinstance(self.gamma, tuple):

@@ -138,7 +138,11 @@ class NNsightModel:
         attention_mask: Int[Tensor, "batch pos"] | None = None,
         position_ids: Int[Tensor, "batch pos"] | None = None,
     ) -> Captured:
-        """Run one forward pass and return the activation at each site; see ``ModelAdapter``."""
+        """Run one forward pass and return the activation at each site; see ``ModelAdapter``.
+
+        Raises:
+            CapabilityError: The modules of the architecture are not known.
+        """
         parsed = [Site.parse(site) for site in sites]
         reads = reductions(self.spec, parsed, reduce)
         if self.family is None:

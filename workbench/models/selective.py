@@ -78,6 +78,9 @@ def exclude_regime(model: nn.Module, sign: str = "positive") -> None:
 
     ``torch.nn.utils.parametrize.remove_parametrizations(mixer.x_proj, "weight")`` takes it off and
     keeps the weights that it gave.
+
+    Raises:
+        CapabilityError: Layers narrower than their state.
     """
     for mixer in mixers_of(model):
         form = PrescribedSigns(mixer.ssm_state_size, sign)
@@ -106,6 +109,9 @@ def soft_sort(
         scores: What is sorted.
         tau: Temperature; towards 0 it becomes the permutation.
         hard: The permutation itself, with the gradient of the soft one.
+
+    Raises:
+        ConfigError: ``tau`` is not above 0.
     """
     if not tau > 0:
         raise ConfigError(f"tau must be above 0; got {tau}")
@@ -218,6 +224,9 @@ def reorder_by_importance(
     """Put the reordering on some layers of a transformers Mamba; the first, as in the paper.
 
     The model then takes whole sequences without cache (``config.use_cache`` is set to False).
+
+    Raises:
+        ConfigError: No such layer.
     """
     blocks = [module for module in model.modules() if hasattr(module, "mixer")]
     mixers_of(model)

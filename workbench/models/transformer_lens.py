@@ -174,7 +174,11 @@ class TransformerLensModel:
         return self._edits.adding(interventions)
 
     def weight(self, name: str, layer: int | None = None) -> Tensor:
-        """One weight in TransformerLens' layout, float32 on the CPU; see ``base.WEIGHTS``."""
+        """One weight in TransformerLens' layout, float32 on the CPU; see ``base.WEIGHTS``.
+
+        Raises:
+            CapabilityError: The architecture has no such weight.
+        """
         holder = self.bridge
         if layer is not None and self.spec.n_heads and layer < self.spec.n_layers:
             holder = self.bridge.blocks[layer].attn

@@ -67,7 +67,11 @@ def hooked_equals_unhooked(subject: Subject) -> Measured:
 
 
 def stock_logits(subject: Subject) -> Measured:
-    """The adapter's logits are those of the library's own model."""
+    """The adapter's logits are those of the library's own model.
+
+    Raises:
+        CapabilityError: The adapter holds no model of a library.
+    """
     inner = getattr(subject.model, "model", None)
     if not isinstance(inner, torch.nn.Module):
         raise CapabilityError("there is no library model inside")

@@ -42,7 +42,11 @@ def read_weight(
 def home_of_weight(
     model: Any, family: Family, spec: ModelSpec, name: str, layer: int | None
 ) -> Any:
-    """The module that holds a weight: an embedding, or a block."""
+    """The module that holds a weight: an embedding, or a block.
+
+    Raises:
+        CapabilityError: There is no such weight, or no such layer.
+    """
     if name == "W_E":
         return model.get_input_embeddings()
     if name == "W_U":

@@ -62,7 +62,11 @@ def to_csv(result: Result) -> bytes:
 
 
 def to_parquet(result: Result) -> bytes:
-    """The headline table as a Parquet file."""
+    """The headline table as a Parquet file.
+
+    Raises:
+        WorkbenchError: pyarrow is not installed.
+    """
     frame = result.to_dataframe()
     buffer = io.BytesIO()
     try:
@@ -105,7 +109,7 @@ def html_fragment(result: Result, *, plotly_js: bool) -> str:
         plotly_js = False
     parts.append("<h2>Settings and provenance</h2>")
     identity = {"key": result.key, "probe": result.probe, "version": result.version}
-    parts.append(_html_pairs({**identity, **result.config, **result.provenance}))
+    parts.append(html_pairs({**identity, **result.config, **result.provenance}))
     return "\n".join(parts)
 
 
@@ -118,7 +122,8 @@ def html_metrics(metrics: Mapping[str, float]) -> str:
     return f"<table><tr><th>metric</th><th>value</th></tr>{rows}</table>"
 
 
-def _html_pairs(values: Mapping[str, Any]) -> str:
+def html_pairs(values: Mapping[str, Any]) -> str:
+    """A table of names and values; texts as they are, anything else as JSON."""
     rows = "".join(
         f"<tr><td>{html.escape(name)}</td><td><code>{html.escape(_as_text(value))}</code></td></tr>"
         for name, value in values.items()

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.store.files import explained, fault, filesystem_now
+from workbench.store.strict_json import read_object
 
 BEAT_SECONDS = 5.0
 _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
@@ -165,11 +166,7 @@ class Lease:
 
 def read_owner(path: Path) -> dict[str, Any]:
     """Who holds a claim; empty when nobody does, or while the file is being written."""
-    try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
+    return read_object(path)
 
 
 def describe_owner(path: Path) -> str:

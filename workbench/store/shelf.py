@@ -22,7 +22,11 @@ _IN_THE_WAY = {errno.ENOTEMPTY, errno.EEXIST}
 
 
 def default_store_path() -> Path:
-    """``$WORKBENCH_HOME``, else the platform's folder for a program's data."""
+    """``$WORKBENCH_HOME``, else the platform's folder for a program's data.
+
+    Raises:
+        StoreError: There is no home folder.
+    """
     if home := os.environ.get("WORKBENCH_HOME"):
         return Path(home)
     try:

@@ -60,6 +60,9 @@ def collect(
         keep_latest: ... that are not among the newest so many of their probe and model.
         damaged: Remove the results that were set aside as damaged, too.
         dry_run: Change nothing, only say what would go.
+
+    Raises:
+        ConfigError: A bound below 0.
     """
     if (older_than or 0) < 0 or (keep_latest or 0) < 0:
         raise ConfigError("older_than and keep_latest must be 0 or more")
