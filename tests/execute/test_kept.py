@@ -72,3 +72,15 @@ def test_a_damaged_plan_is_one_line(plan, store, change):
     path.write_text(json.dumps(kept))
     with pytest.raises(StoreError, match="the plan of a sweep must be readable"):
         read_sweep(store, plan.key)
+
+
+def test_options_that_were_edited_as_texts_are_read_as_what_they_say(plan, store):
+    """Another's hand may write "" for null; without an outcome the cell's files are asked."""
+    before = read_sweep(store, plan.key)
+    path = sweep_folder(store, plan) / "plan.json"
+    kept = json.loads(path.read_text())
+    for cell in kept["cells"]:
+        cell["options"] |= {"revision": "", "batch_size": "2"}
+    path.write_text(json.dumps(kept))
+    (path.parent / "outcomes.jsonl").unlink()
+    assert read_sweep(store, plan.key).results == before.results

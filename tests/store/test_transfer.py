@@ -252,6 +252,17 @@ def test_an_archive_that_was_cut_short_is_refused(filled, other, tmp_path):
     assert_untouched(other)
 
 
+def test_a_zip_in_a_way_that_nobody_reads_is_refused(filled, other, make_result, tmp_path):
+    """Compressed patched data: Python's zipfile has no reader for it."""
+    archive = filled.export(make_result().key, tmp_path / "x.zip")
+    data = bytearray(archive.read_bytes())
+    data[data.rindex(b"PK\x01\x02") + 8] |= 0x20
+    archive.write_bytes(data)
+    with pytest.raises(StoreError, match="must be a whole archive: compressed patched data"):
+        other.import_from(archive)
+    assert_untouched(other)
+
+
 def test_an_archive_that_claims_more_than_the_disk_holds_is_not_unpacked(
     other, tmp_path, monkeypatch
 ):

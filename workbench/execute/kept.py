@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,8 +81,8 @@ def _cell(document: Mapping[str, Any]) -> Cell:
         isinstance(mapping, dict) for mapping in mappings
     ):
         raise TypeError("a cell must have a key, a probe and a model, its settings and options")
-    make_config(Options, cell.options, "a sweep")
-    return cell
+    options = make_config(Options, cell.options, "a sweep")  # "" is null, "3" is 3
+    return replace(cell, options={name: getattr(options, name) for name in cell.options})
 
 
 def _asked(cell: Cell, inputs: PlanInputs, store: "Store") -> str | None:

@@ -35,7 +35,14 @@ from workbench.store.record import (
 from workbench.store.results import Store
 
 _FOLDER_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
-_BROKEN = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError)
+_BROKEN = (
+    zipfile.BadZipFile,
+    tarfile.TarError,
+    zlib.error,
+    lzma.LZMAError,
+    EOFError,
+    NotImplementedError,  # zipfile's, of patched or oddly compressed members
+)
 
 
 def import_from(store: Store, source: Path) -> Imported:
