@@ -155,8 +155,13 @@ def test_nothing_blocked_is_the_stock_model_and_bad_edges_are_refused():
         assert torch.equal(
             model.logits(random_tokens(1)), tiny_model("gpt2")(random_tokens(1)).logits
         )
-    with pytest.raises(ConfigError, match=r"\(3, 12\)"):
-        KnockOut.edges([(3, 12)], 12)
+    for edge in ((3, 12), (12, 3), (-1, 0), (3, -1)):
+        with pytest.raises(ConfigError, match=rf"0 ... 11; got \({edge[0]}, {edge[1]}\)"):
+            KnockOut.edges([(3, 1), edge], 12)
+    assert KnockOut.edges([(11, 0), (0, 11)], 12).blocked.nonzero().tolist() == [
+        [0, 0, 11],
+        [0, 11, 0],
+    ]
     with (
         pytest.raises(ConfigError, match="heads must lie"),
         model.edit(KnockOut.edges([(3, 1)], 12, ((7, 0),))),
@@ -227,3 +232,11 @@ def test_several_samples_have_the_pattern_of_their_prompt(edits):
         torch.testing.assert_close(steps[row], whole, rtol=0, atol=2e-4)
     with model.edit(KnockOut(blocked)), pytest.raises(ConfigError, match="2 for a batch of 3"):
         model.logits(random_tokens(3, 8))
+
+
+def test_positions_that_the_tensor_does_not_have_are_not_blocked():
+    edit = KnockOut(torch.ones(1, 3, 4, dtype=torch.bool))
+    found = edit._among(torch.arange(-2, 6), torch.arange(-2, 7), 1)
+    expected = torch.zeros(1, 8, 9, dtype=torch.bool)
+    expected[:, 2:5, 2:6] = True
+    assert torch.equal(found, expected)
