@@ -127,8 +127,9 @@ def test_other_backends_agree(through):
         torch.testing.assert_close(other.logits(tokens), model.logits(tokens), rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("bias", ["none", "key-value"])
-def test_toys_agree_with_their_own_scores(bias):
+@pytest.mark.parametrize("n_pos", [10, 12, 20], ids=["shorter", "as long", "longer"])
+@pytest.mark.parametrize("bias", ["none", "key-value", "sink-token"])
+def test_toys_agree_with_their_own_scores(bias, n_pos):
     from toy_tasks.model import ToyModelConfig, make_model
 
     config = ToyModelConfig(n_layers=1, n_heads=2, d_model=16, d_vocab=101, n_ctx=16, bias=bias)
@@ -136,10 +137,11 @@ def test_toys_agree_with_their_own_scores(bias):
     tokens = random_tokens(1)
     plain = wb.wrap(toy)
     before = plain.capture(tokens, ["L0.pattern"])["L0.pattern"]
-    with plain.edit(KnockOut.edges(EDGES, 12)):
+    edges = [edge for edge in EDGES if max(edge) < n_pos]
+    with plain.edit(KnockOut.edges(edges, n_pos)):
         after = plain.capture(tokens, ["L0.pattern"])["L0.pattern"]
     kept = torch.ones(12, 12)
-    for query, key in EDGES:
+    for query, key in edges:
         kept[query, key] = 0.0
     sink = 1.0 - before.sum(-1, keepdim=True)
     expected = before * kept
@@ -183,3 +185,45 @@ def test_rows_without_a_blocked_key_stay_bit_for_bit():
     assert torch.equal(found[1], plain[1])
     assert torch.equal(found[0, rows], plain[0, rows])
     assert not torch.allclose(found[0, 5], plain[0, 5], atol=1e-4)
+
+
+def decoded_steps(model, edits, tokens, n_new, **options):
+    """The text that is decoded under some edits, and every step's logits."""
+    steps = []
+    hook = model.model.register_forward_hook(
+        lambda module, args, found: steps.append(found.logits[:, -1])
+    )
+    options = {"do_sample": False, "eos_token_id": None, "max_new_tokens": n_new, **options}
+    with hook, model.edit(*edits):
+        text = model.generate(tokens, **options)
+    return text, torch.stack(steps, dim=1)
+
+
+TWO = [KnockOut.edges([(3, 1), (4, 2)], 8), KnockOut.edges([(0, 3), (5, 0), (7, 7)], 8)]
+"""Rows with the numbers that a decoded one has behind a window of 5 (4) and in its call (0)."""
+
+
+@pytest.mark.parametrize("edits", [TWO[:1], TWO], ids=["after the kernel", "in tiles"])
+@pytest.mark.parametrize("family", ["gpt2", "llama", "mistral", "gemma2"])
+def test_decoded_tokens_see_every_key_that_is_left(family, edits):
+    eager = {"attn_implementation": "eager"} if family == "gemma2" else {}
+    model, tokens = wb.wrap(tiny_model(family, **eager)), random_tokens(2, 8)
+    text, steps = decoded_steps(model, edits, tokens, 7)
+    blocked = torch.cat([edit.blocked for edit in edits]).any(dim=0).nonzero().tolist()
+    whole = eager_logits(family, text, blocked)[:, 7:-1]
+    torch.testing.assert_close(steps, whole, rtol=0, atol=2e-4)
+
+
+@pytest.mark.parametrize("edits", [[], TWO[:1]], ids=["after the kernel", "in tiles"])
+def test_several_samples_have_the_pattern_of_their_prompt(edits):
+    model, tokens = wb.wrap(tiny_model("llama")), random_tokens(2, 8)
+    blocked = torch.zeros(2, 8, 8, dtype=torch.bool)
+    blocked[0, 7, 2] = blocked[1, 5, 1] = True
+    options = {"do_sample": True, "num_return_sequences": 2}
+    text, steps = decoded_steps(model, [KnockOut(blocked), *edits], tokens, 3, **options)
+    for row, edge in enumerate([(7, 2), (7, 2), (5, 1), (5, 1)]):
+        edges = [edge, *([(3, 1), (4, 2)] if edits else [])]
+        whole = eager_logits("llama", text[row : row + 1], edges)[0, 7:-1]
+        torch.testing.assert_close(steps[row], whole, rtol=0, atol=2e-4)
+    with model.edit(KnockOut(blocked)), pytest.raises(ConfigError, match="2 for a batch of 3"):
+        model.logits(random_tokens(3, 8))

@@ -116,7 +116,8 @@ def _output_form(
         kernel = z, found.log_sum
     output = edit.checked or edit.output
     assert output is not None
-    return output(AttentionCall(call.layer, inputs, kernel[1], call.first_key), kernel[0])
+    seen = AttentionCall(call.layer, inputs, kernel[1], call.first_key, call.n_dropped)
+    return output(seen, kernel[0])
 
 
 def _one_softmax(inputs: AttentionInputs) -> bool:

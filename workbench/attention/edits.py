@@ -41,6 +41,8 @@ class AttentionCall:
     first_key: Int[Tensor, " batch"] | None
     """Index of each prompt's first real token among the keys; None: 0 for all; below 0: it has
     left a sliding window's cache."""
+    first_column: int = 0
+    """Position of the first key: above 0 where a sliding window's cache has let keys go."""
 
     def first_key_index(self) -> Int[Tensor, " batch"]:
         """The first attended key of every prompt."""

@@ -10,17 +10,18 @@ blocked key are computed anew from q, k and v, exactly; no other row is touched.
 Paper: Geva et al. 2023, "Dissecting Recall of Factual Associations", arXiv:2304.14767, section 3.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from workbench.attention.edits import AttentionCall, AttentionEdit, Edit
-from workbench.attention.streaming import AttentionInputs, PatternBlock, attend
-from workbench.errors import CapabilityError, ConfigError
+from workbench.attention.edits import AttentionCall, AttentionEdit, Edit, TiledCall
+from workbench.attention.streaming import PatternBlock, attend
+from workbench.errors import ConfigError
 from workbench.interventions.base import Heads, heads_by_layer
+from workbench.interventions.running_columns import Place
 from workbench.models.base import ModelSpec
 
 ROUNDING = 1e-5
@@ -69,45 +70,49 @@ class KnockOut:
 
     def _edit(self, layer: int, heads: list[int]) -> AttentionEdit:
         def output(call: AttentionCall, z: Tensor) -> Tensor:
-            return self._recompute(call.inputs, z, heads)
+            return self._recompute(call, z, heads)
 
-        def pattern(pattern: Tensor, first_key: Tensor) -> Tensor:
-            n_q, n_k = pattern.shape[-2:]
-            extra = n_k - n_q
-            if n_q == n_k == self.blocked.shape[1] + 1 and int(first_key.min()) == 1:
-                raise CapabilityError(
-                    "knockout counts the prompt's own positions; a learned first token moves them; use "
-                    "a model without one"
-                )
-            # Columns of learned keys stand before the first key; a cache's keys are behind it.
-            learned = extra if extra and int(first_key.min()) >= extra else 0
-            hidden = self._part(extra - learned, n_q, n_k - learned, pattern)
-            return _without(pattern, torch.nn.functional.pad(hidden, (learned, 0)), heads)
+        def begin(call: TiledCall) -> Callable[[PatternBlock], Tensor]:
+            """What changes the tiles of one call."""
 
-        def tile(block: PatternBlock) -> Tensor:
-            """The tile ``batch head q_pos k_pos`` without the blocked edges."""
-            rows = self._part(0, block.rows.stop, block.columns.stop, block.pattern)
-            rows = rows[:, block.rows, block.columns]
-            hidden = rows if rows.shape[0] == 1 else rows[block.batches]
-            return _without(block.pattern, hidden, heads)
+            def tile(block: PatternBlock) -> Tensor:
+                """The tile ``batch head q_pos k_pos`` without the blocked edges."""
+                place = Place(call, block)
+                hidden = self._among(place.rows[:, 0], place.keys, call.first_key.shape[0])
+                hidden = hidden if hidden.shape[0] == 1 else hidden[block.batches]
+                return _without(block.pattern, hidden, heads)
 
-        return AttentionEdit(layer, output, pattern, lambda call: tile)
+            return tile
 
-    def _part(self, offset: int, n_q: int, n_k: int, like: Tensor) -> Bool[Tensor, "prompt q k"]:
-        """What is blocked for queries ``offset ... offset + n_q - 1`` and the first ``n_k`` keys."""
-        whole = self.blocked.to(like.device)
-        size = offset + n_q
-        grown = (0, max(0, n_k - whole.shape[2]), 0, max(0, size - whole.shape[1]))
-        return torch.nn.functional.pad(whole, grown)[:, offset:size, :n_k]
+        return AttentionEdit(layer, output, None, begin)
+
+    def _among(
+        self, queries: Int[Tensor, " q_pos"], keys: Int[Tensor, " k_pos"], batch: int
+    ) -> Bool[Tensor, "#batch q_pos k_pos"]:
+        """What is blocked among some positions; those that the tensor does not have are not."""
+        n_prompts, n_q, n_k = self.blocked.shape
+        if batch % n_prompts:
+            raise ConfigError(
+                f"blocked must hold one pattern, or one for each prompt; got {n_prompts} for a batch of "
+                f"{batch}; make one knockout for each batch"
+            )
+        blocked = self.blocked.to(queries.device)[:, queries.clamp(0, n_q - 1)]
+        blocked = blocked[:, :, keys.clamp(0, n_k - 1)]
+        inside = (queries >= 0) & (queries < n_q)
+        hidden = blocked & inside[:, None] & (keys >= 0) & (keys < n_k)
+        # Beams and several samples repeat each prompt's row.
+        return hidden if n_prompts == 1 else hidden.repeat_interleave(batch // n_prompts, dim=0)
 
     def _recompute(
         self,
-        inputs: AttentionInputs,
+        call: AttentionCall,
         z: Float[Tensor, "batch q_pos head d_value"],
         heads: list[int],
     ) -> Float[Tensor, "batch q_pos head d_value"]:
+        inputs = call.inputs
         n_q, n_k = inputs.query.shape[2], inputs.key.shape[2]
-        hidden = self._part(inputs.offset, n_q, n_k, z)[:, None]
+        keys = torch.arange(n_k, device=z.device) + call.first_column
+        hidden = self._among(keys[inputs.offset :], keys, z.shape[0])[:, None]
         # What is not seen anyway needs no blocking: those rows stay as they are, bit for bit.
         touched = (hidden & inputs.visible()).any(dim=-1)
         rows = touched.any(dim=(0, 1)).nonzero()[:, 0]
