@@ -102,14 +102,24 @@ def test_a_decoded_token_needs_no_tiles(family, name, monkeypatch):
 def test_layers_that_are_edited_alike_share_one_mask_a_pass(monkeypatch):
     model = wb.wrap(tiny_model("gpt2"))
     made, make = [], decode._at_first
-    monkeypatch.setattr(decode, "_at_first", lambda *each: made.append(each) or make(*each))
-    with model.edit(wb.ZeroTuning(3.0)):
-        model.generate(random_tokens(2, 6), **GREEDY)
-    assert len(made) == GREEDY["max_new_tokens"] - 1
-    made.clear()
-    with model.edit(wb.ZeroTuning((3.0,) * 4 + (2.0,) * 4)):
-        model.generate(random_tokens(2, 6), **GREEDY)
-    assert len(made) == 2 * (GREEDY["max_new_tokens"] - 1)
+
+    def noted(*each):
+        made.append(make(*each))
+        return made[-1]
+
+    monkeypatch.setattr(decode, "_at_first", noted)
+    n_decoded = GREEDY["max_new_tokens"] - 1
+    # One row serves all heads that gain the same.
+    for gamma, n_masks, n_rows in (
+        (3.0, 1, 1),
+        ((3.0,) * 4 + (2.0,) * 4, 2, 1),
+        ((3.0, 2.0, 3.0, 3.0) * 2, 1, 4),
+    ):
+        made.clear()
+        with model.edit(wb.ZeroTuning(gamma)):
+            model.generate(random_tokens(2, 6), **GREEDY)
+        assert len(made) == n_masks * n_decoded
+        assert all(mask.shape[:3] == (1, n_rows, 1) for mask in made)
 
 
 @pytest.mark.parametrize(

@@ -131,3 +131,16 @@ def test_an_edit_of_a_whole_pattern_is_told_how_many_tokens_there_are(
     assert told[1].n_tokens.tolist() == [5, 3]
     change_pattern(edit, pattern, torch.tensor(first), valid, n_before=-1)
     assert told[2].n_tokens.tolist() == [4, 3]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "most"),
+    [(torch.float64, 50.0), (torch.float32, 50.0), (torch.bfloat16, 2.0), (torch.float16, 2.0)],
+)
+def test_the_output_form_is_used_up_to_the_largest_gain(dtype, most):
+    def used(gain, output=lambda call, z: z):
+        return AttentionEdit(0, output, None, gain=gain).uses_output(dtype)
+
+    assert used(most)
+    assert not used(most * 1.001)
+    assert not used(most, output=None)

@@ -55,7 +55,7 @@ def compare(inputs, first):
         torch.testing.assert_close(each.double().cpu()[real], defined[real], rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("n_q", [13, 1])
+@pytest.mark.parametrize("n_q", [13, 2, 1])
 @pytest.mark.parametrize("padding", [False, True])
 def test_score_mod_output_form_and_definition_are_one_map(n_q, padding):
     inputs, first = wide(n_q=n_q), None

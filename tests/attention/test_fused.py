@@ -1,5 +1,7 @@
 """The fused kernel's log-sum-exp against scores in double precision."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -11,11 +13,11 @@ def square(**changes):
     """Inputs whose values are as wide as keys, which the kernel wants."""
     inputs = make_inputs(**changes)
     value = torch.randn(*inputs.key.shape, generator=torch.Generator().manual_seed(3))
-    return type(inputs)(inputs.query, inputs.key, value, inputs.mask, inputs.scaling)
+    return replace(inputs, value=value)
 
 
 def masked(inputs, mask):
-    return type(inputs)(inputs.query, inputs.key, inputs.value, mask, inputs.scaling)
+    return replace(inputs, mask=mask)
 
 
 def padded_mask(n_q=13, n_k=13, *, additive):
@@ -56,14 +58,34 @@ def test_the_output_is_the_stock_kernel_s_bit_for_bit():
     assert torch.equal(found[0], stock.transpose(1, 2))
 
 
-def test_what_the_kernel_cannot_do_is_left_to_the_tiles():
+def needing_gradient(name):
     inputs = square()
-    needs_gradient = type(inputs)(
-        inputs.query.clone().requires_grad_(), inputs.key, inputs.value, None, 1.0
-    )
-    capped = make_inputs(softcap=2.0)
-    behind_a_cache = square(n_q=3)
-    wide = make_inputs()
-    assert all(
-        fused_attention(each) is None for each in (needs_gradient, capped, behind_a_cache, wide)
-    )
+    return replace(inputs, **{name: getattr(inputs, name).clone().requires_grad_()})
+
+
+LEFT = {
+    "a gradient of the queries": needing_gradient("query"),
+    "a gradient of the keys": needing_gradient("key"),
+    "a gradient of the values": needing_gradient("value"),
+    "a cap": square(softcap=2.0),
+    "learned sinks": square(sinks=torch.zeros(4)),
+    "causal rows behind a cache": square(n_q=3),
+    "two causal rows behind a cache": square(n_q=2),
+    "values of another width": make_inputs(),
+    "another device": replace(square(), query=square().query.to("meta")),
+}
+
+
+@pytest.mark.parametrize("reason", LEFT)
+def test_what_the_kernel_cannot_do_is_left_to_the_tiles(reason):
+    assert fused_attention(LEFT[reason]) is None
+
+
+def test_it_serves_where_nothing_stands_against_it():
+    with torch.no_grad():
+        assert fused_attention(needing_gradient("query")) is not None
+    inputs = square(n_q=3, causal=False)
+    output, log_sum = fused_attention(inputs)
+    _, wanted, logs = reference(inputs)
+    torch.testing.assert_close(output.double(), wanted, rtol=0, atol=2e-6)
+    torch.testing.assert_close(log_sum.double(), logs, rtol=0, atol=2e-6)

@@ -59,7 +59,7 @@ def test_other_backends_agree(through):
     ("edit", "message"),
     [
         (ReplacePositions("L0.z", KEEP, OTHER), "residual stream"),
-        (ReplacePositions("L9.resid_pre", KEEP, OTHER), "below 2"),
+        (ReplacePositions("L2.resid_pre", KEEP, OTHER), "below 2"),
         (ReplacePositions("L0.resid_pre", KEEP, OTHER[..., :3]), "replacement must be"),
     ],
     ids=["z", "layer", "width"],

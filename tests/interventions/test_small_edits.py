@@ -98,6 +98,17 @@ def test_a_vector_from_a_file_is_the_vector():
     torch.testing.assert_close(steered, plain + 2.0 * vector, rtol=0, atol=1e-5)
 
 
+def test_a_vector_has_a_site_of_the_residual_stream_up_to_the_last_layer():
+    spec, vector = wb.wrap(tiny_model("llama")).spec, torch.ones(32)
+    assert len(wb.AddVector("L1.resid_post", vector).plan(spec)) == 1
+    with pytest.raises(ConfigError, match="layer must be below 2"):
+        wb.AddVector("L2.resid_post", vector).plan(spec)
+    with pytest.raises(ConfigError, match="residual stream"):
+        wb.AddVector("L0.z", vector).plan(spec)
+    assert wb.AddVector("L0.resid_post", vector, 0.0).plan(spec) == []
+    assert wb.AddVector("L0.resid_post", torch.zeros(32)).plan(spec) == []
+
+
 def test_files_that_do_not_fit_are_refused_in_one_line(tmp_path):
     model = wb.wrap(tiny_model("llama"))
     good, short = tmp_path / "good.safetensors", tmp_path / "short.safetensors"
@@ -140,6 +151,9 @@ def test_files_that_do_not_fit_are_refused_in_one_line(tmp_path):
         ({"name": "act", "heads": [[0.5, 1]]}, "whole numbers"),
         ({"name": "act", "heads": 3}, "heads must be a list of pairs"),
         ({"name": "act", "heads": [[0, 4]]}, "layer 0, head 4"),
+        ({"name": "act", "heads": [[2, 0]]}, "layer 2, head 0"),
+        ({"name": "zero-heads", "heads": [[-1, 0]]}, "layer -1, head 0"),
+        ({"name": "zero-heads", "heads": [[0, -1]]}, "layer 0, head -1"),
         ({"name": "act", "revision": "another"}, "its revision is another"),
         ({"name": "act", "layers": 12}, "its layers is 12"),
         ({"name": "act", "version": "1"}, "whole number up to 1"),

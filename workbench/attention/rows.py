@@ -37,7 +37,7 @@ class _PatternRows(PatternAccumulator):
         inside = (queries >= block.rows.start) & (queries < block.rows.stop)
         for prompt, chosen in inside.nonzero().tolist():
             row = int(queries[prompt, chosen]) - block.rows.start
-            target = self.rows[(block.batches.start or 0) + prompt]
+            target = self.rows[block.batches][prompt]
             target[block.heads, chosen, block.columns] = block.pattern[prompt, :, row].float()
 
     def finish(self) -> Float[Tensor, "batch head chosen k_pos"]:

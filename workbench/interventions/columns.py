@@ -19,16 +19,15 @@ class Columns:
     @staticmethod
     def where(chosen: Bool[Tensor, "batch head k_pos"]) -> "Columns":
         """The columns that are chosen in some prompt and head, and maybe some between them."""
-        keys = chosen.any(dim=0).any(dim=0).nonzero()[:, 0]
+        keys = chosen.flatten(0, 1).any(dim=0).nonzero()[:, 0]
         places: list[int] = keys.tolist()
         if not places:
             return Columns(None, slice(0, 0))
         if 2 * len(places) > places[-1] - places[0]:
             return Columns(None, slice(places[0], places[-1] + 1))
-        # The keys of a tile's own rows are often all chosen; of those before, few are.
-        start = next(
-            (index for index, gap in reversed(list(enumerate(_gaps(places), 1))) if gap > 2), 0
-        )
+        # The keys of a tile's own rows are often all chosen; of those before, few are. Some gap is
+        # above 2: with none the run would have been taken above.
+        start = max(index for index, gap in enumerate(_gaps(places), 1) if gap > 2)
         return Columns(keys[:start], slice(places[start], places[-1] + 1))
 
     def of(self, x: Tensor) -> Tensor:
