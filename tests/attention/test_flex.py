@@ -7,7 +7,7 @@ import workbench as wb
 from tests.attention.test_streaming import make_inputs
 from tests.zoo import random_tokens, tiny_model
 from workbench.attention.edits import AttentionCall
-from workbench.attention.flex import flex_first_key, flex_on_cuda
+from workbench.attention.flex import _block_mask, flex_first_key, flex_on_cuda
 from workbench.attention.streaming import AttentionInputs, attend, attention_scores
 from workbench.errors import CapabilityError
 from workbench.interventions.zerotuning import ZeroTuning
@@ -62,6 +62,17 @@ def test_score_mod_output_form_and_definition_are_one_map(n_q, padding):
     if padding:
         inputs, first = left_padded(inputs)
     compare(inputs, first)
+
+
+@pytest.mark.parametrize("shape", [(2, 1), (1, 4), (2, 4)])
+def test_blocks_hold_every_edge_of_their_prompt_and_head(shape):
+    # On a CPU the operator looks at every edge; a compiled kernel skips the blocks that are left out.
+    mask = torch.ones(*shape, 300, 300, dtype=torch.bool).tril()
+    mask[-1, -1, :, :150] = False
+    query, key = torch.zeros(2, 4, 300, 16), torch.zeros(2, 2, 300, 16)
+    found = _block_mask(AttentionInputs(query, key, key, mask, 1.0)).to_dense().bool()
+    whole = torch.nn.functional.pad(mask, (0, 84, 0, 84)).view(*shape, 3, 128, 3, 128)
+    assert torch.equal(found, whole.any(dim=-1).any(dim=-2))
 
 
 @pytest.mark.gpu
