@@ -269,18 +269,6 @@ def test_what_half_precision_rounds_off_a_row_is_no_learned_sink(edit):
     assert torch.equal(stock, pattern[:, :, :1])  # a row that sees itself alone keeps its bits
 
 
-def test_a_head_is_given_one_mean(tmp_path):
-    with pytest.raises(ConfigError, match="different"):
-        MeanHeads([(0, 1), (0, 1)], torch.zeros(2, 8))
-
-
-def test_scaled_keys_say_how_much_they_amplify_rounding():
-    spec = wb.wrap(tiny_model("gpt2")).spec
-    for factor, gain in ((4.0, 1.0), (0.25, 4.0)):
-        # z is divided by 1 + (factor - 1) * weight, which lies between factor and 1.
-        assert ScaleKeys((0,), factor).plan(spec)[0].gain == gain
-
-
 def test_heads_may_be_a_list_and_must_differ():
     found = MeanHeads([(0, 1), (1, 0)], torch.zeros(2, 8))
     assert found.heads == ((0, 1), (1, 0))

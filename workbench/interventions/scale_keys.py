@@ -20,6 +20,9 @@ from workbench.errors import ConfigError
 from workbench.interventions.base import Heads, heads_by_layer
 from workbench.models.base import ModelSpec
 
+ROUNDING = 2e-6
+"""A row that sums to less than 1 by more than this has a learned sink, or is padding."""
+
 
 @dataclass(frozen=True)
 class ScaleKeys:
@@ -87,5 +90,9 @@ def scale_columns(
     """The definition on the pattern: scale the columns that are there, renormalise the rows."""
     keys = torch.arange(pattern.shape[-1], device=pattern.device)
     chosen = (columns[..., None] == keys).any(dim=1)[:, None, None]
-    leverage = (factor - 1.0) * pattern.masked_fill(~chosen, 0.0).sum(dim=-1, keepdim=True)
-    return torch.where(chosen, factor * pattern, pattern) / (1.0 + leverage)
+    scaled = torch.where(chosen, factor * pattern, pattern)
+    # D as a sum of what is there: 1 + (factor - 1) a_K has no digits left where it is near 0.
+    outside = 1.0 - pattern.sum(dim=-1, keepdim=True)
+    total = scaled.sum(dim=-1, keepdim=True) + torch.where(outside > ROUNDING, outside, 0.0)
+    touched = (pattern.masked_fill(~chosen, 0.0).sum(dim=-1, keepdim=True) > 0.0) & (total > 0.0)
+    return torch.where(touched, scaled / total, pattern)
