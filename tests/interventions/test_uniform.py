@@ -45,6 +45,15 @@ def test_weights_that_underflowed_are_still_visible():
     )
 
 
+def test_where_queries_look_ahead_all_see_the_same_keys():
+    # Keys 0 and 4 are padding; row 0 is padding too, and holds anything.
+    pattern = torch.zeros(1, 2, 5, 5)
+    pattern[:, :, 0] = 0.2
+    pattern[:, 0, 1:, 1] = pattern[:, 1, 1:, 3] = pattern[:, 1, 2, 2] = 0.5
+    expected = torch.tensor([False, True, True, True, False]).expand(5, 5)
+    assert torch.equal(visible_keys(pattern, torch.tensor([1]))[0, 0], expected)
+
+
 def test_one_head_that_attends_is_enough_and_padding_on_the_left_is_hidden():
     # The other head's weights have underflowed to 0 but on the query itself.
     pattern = torch.stack([torch.eye(5), uniform_pattern(5)])[None]

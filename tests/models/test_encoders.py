@@ -6,9 +6,12 @@ import torch
 import workbench as wb
 from tests.encoders import save_encoder, tiny_clip, tiny_encoder
 from workbench.errors import CapabilityError, ModelError
+from workbench.interventions.act import ACT
 from workbench.interventions.add_vector import AddVector
 from workbench.interventions.knockout import KnockOut
+from workbench.interventions.move_to_first import MoveToFirst
 from workbench.interventions.replace import ReplacePositions
+from workbench.interventions.uniform import UniformAttention
 from workbench.interventions.zero_heads import ZeroHeads
 from workbench.models.base import LAYER_SITES, Site
 
@@ -95,6 +98,35 @@ def test_edits_reach_the_end_and_a_no_op_does_not(kind):
     keep = torch.ones(2, 9, dtype=torch.bool)
     with encoder.edit(ReplacePositions("L1.resid_pre", keep, torch.zeros(2, 9, 32))):
         assert torch.equal(encoder.capture(TOKENS, [end])[end], plain)
+
+
+PATTERN_EDITS = {
+    "uniform": UniformAttention(),
+    "uniform, first left out": UniformAttention(skip_first=True),
+    "knock-out": KnockOut.edges([(1, 3), (4, 3)], 9),
+    "move to first": MoveToFirst(),
+    "act": ACT(alpha=1.2),
+}
+
+
+@pytest.mark.parametrize("edit", PATTERN_EDITS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_read_of_an_edited_pattern_is_what_the_output_is_made_of(kind, edit):
+    encoder, real = wb.wrap(tiny_encoder(kind)), MASK.bool()
+    with encoder.edit(PATTERN_EDITS[edit]):
+        alone = encoder.capture(TOKENS, ["L0.z"], attention_mask=MASK)["L0.z"]
+        read = encoder.capture(TOKENS, ["L0.pattern", "L0.v"], attention_mask=MASK)
+    pattern = read["L0.pattern"]
+    mixed = torch.einsum("bhqk,bkhd->bqhd", pattern, read["L0.v"])
+    torch.testing.assert_close(alone[real], mixed[real], rtol=0, atol=1e-4)
+    sums = pattern.sum(dim=-1).transpose(1, 2)[real]
+    torch.testing.assert_close(sums, torch.ones_like(sums))
+    if edit == "uniform":
+        for prompt, length in enumerate((9, 6)):
+            seen = torch.ones(length, length)
+            seen = seen.tril() if kind == "clip" else seen
+            expected = seen / seen.sum(dim=-1, keepdim=True)
+            assert torch.equal(pattern[prompt, 0, :length, :length], expected)
 
 
 @pytest.mark.parametrize("kind", KINDS)

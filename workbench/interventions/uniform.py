@@ -83,16 +83,21 @@ def uniform_weights(
 def visible_keys(
     pattern: Float[Tensor, "batch head q_pos k_pos"], first_key: Int[Tensor, " first"]
 ) -> Bool[Tensor, "batch one q_pos k_pos"]:
-    """Which keys a query may see, from a causal pattern whose last query stands at the last key.
+    """Which keys a query may see, from a pattern whose last query stands at the last key.
 
-    From the first key that this query or a later one attends to (windows only move on), to the
-    query itself. An entry inside that range may be 0 by underflow and is visible all the same.
+    Causal: from the first key that this query or a later one attends to (windows only move on), to
+    the query itself. Where a query attends to what comes after it, every query sees the same keys. An
+    entry inside that range may be 0 by underflow and is visible all the same.
     """
     n_q, n_k = pattern.shape[-2:]
     keys = torch.arange(n_k, device=pattern.device)
     last = torch.arange(n_q, device=pattern.device)[:, None] + (n_k - n_q)
+    first = first_key.to(pattern.device)[:, None, None, None]
     attended = (pattern > 0).any(dim=1, keepdim=True)
+    # Rows of padding, before the first key, may hold anything.
+    real = attended & (last >= first)
+    if bool((real & (keys > last)).any()):
+        return real.any(dim=-2, keepdim=True).expand_as(real)
     start = torch.where(attended.any(dim=-1), attended.float().argmax(dim=-1), n_k)
     start = start.flip(-1).cummin(dim=-1).values.flip(-1)
-    first = first_key.to(pattern.device)[:, None, None, None]
     return (keys >= start[..., None]) & (keys >= first) & (keys <= last)
