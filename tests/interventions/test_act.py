@@ -10,7 +10,7 @@ from toy_tasks.model import ToyModelConfig, make_model
 from workbench.attention import streaming
 from workbench.errors import ConfigError
 from workbench.interventions.act import ACT, damp, damp_keys
-from workbench.interventions.columns import Columns
+from workbench.interventions.columns import EVERY, Columns
 from workbench.models.base import Site
 from workbench.models.toy import ToyAdapter
 
@@ -149,9 +149,20 @@ def test_the_card_s_example_of_half_the_mass():
 
 
 def test_a_row_of_sinks_alone_and_one_without_sinks_stay():
-    pattern = torch.tensor([[[[0.75, 0.25, 0.0], [0.2, 0.3, 0.5]]]])
-    sinks = torch.tensor([[[[True, True, True], [False, False, False]]]])
+    pattern = torch.tensor([[[[0.75, 0.25, 0.0], [0.2, 0.3, 0.5], [0.75, 0.25, 1e-42]]]])
+    sinks = torch.tensor([[[[True, True, True], [False, False, False], [True, True, False]]]])
     assert torch.equal(damp(pattern, sinks, 0.4), pattern)
+    assert torch.equal(damp_keys(pattern, EVERY, sinks, 0.4), pattern)
+
+
+def test_the_least_that_is_no_sink_takes_what_is_freed():
+    pattern, sinks = (
+        torch.tensor([[[[0.75, 0.25, 1e-37]]]]),
+        torch.tensor([[[[True, True, False]]]]),
+    )
+    expected = torch.tensor([[[[0.3, 0.1, 0.6]]]])
+    torch.testing.assert_close(damp(pattern, sinks, 0.4), expected)
+    torch.testing.assert_close(damp_keys(pattern, EVERY, sinks, 0.4), expected)
 
 
 @pytest.mark.parametrize("edit", [ACT(beta=1.0), ACT(heads=())], ids=["beta 1", "no heads"])

@@ -44,7 +44,7 @@ from workbench.settings import check_settings, setting
 MOST_OF_A_ROW = 0.9
 """Up to here 1 - m is as good as the sum of what is no sink; above, rounding would grow tenfold."""
 SMALLEST = 1e-38
-"""What a row without anything but sinks is divided by."""
+"""A row with less than this on what is no sink sees nothing but sinks: its quotients would overflow."""
 
 
 @dataclass(frozen=True)
@@ -274,6 +274,6 @@ def damp(
     rest = on_rest.sum(dim=-1, keepdim=True)
     if outside is not None:
         rest = rest + outside[..., None]
-    freed = (rest > 0.0).to(rest) * (1.0 - beta)
+    freed = (rest >= SMALLEST).to(rest) * (1.0 - beta)
     gain = freed * on_sinks.sum(dim=-1, keepdim=True) / rest.clamp(min=SMALLEST)
     return torch.addcmul(pattern, on_sinks, freed, value=-1.0).addcmul_(on_rest, gain)
