@@ -227,3 +227,11 @@ def test_several_samples_have_the_pattern_of_their_prompt(edits):
         torch.testing.assert_close(steps[row], whole, rtol=0, atol=2e-4)
     with model.edit(KnockOut(blocked)), pytest.raises(ConfigError, match="2 for a batch of 3"):
         model.logits(random_tokens(3, 8))
+
+
+def test_positions_that_the_tensor_does_not_have_are_not_blocked():
+    edit = KnockOut(torch.ones(1, 3, 4, dtype=torch.bool))
+    found = edit._among(torch.arange(-2, 6), torch.arange(-2, 7), 1)
+    expected = torch.zeros(1, 8, 9, dtype=torch.bool)
+    expected[:, 2:5, 2:6] = True
+    assert torch.equal(found, expected)

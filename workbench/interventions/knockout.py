@@ -5,7 +5,8 @@ The scores of blocked edges become -inf before softmax, so that the rest of the 
     A'[q, k] = 0 if blocked, else A[q, k] / sum over keys j that are not blocked of A[q, j]
 
 A query all of whose keys are blocked gets the output 0. In output form the rows of queries with a
-blocked key are computed anew from q, k and v, exactly; no other row is touched.
+blocked key are computed anew from q, k and v, exactly; no other row is touched. Where a pattern must be
+changed, a row that left nothing of its precision to other keys becomes 0 as well.
 
 Paper: Geva et al. 2023, "Dissecting Recall of Factual Associations", arXiv:2304.14767, section 3.
 """
