@@ -7,6 +7,7 @@ import workbench as wb
 from tests.zoo import padded, random_tokens, tiny_model
 from workbench.attention import compute, decode
 from workbench.attention.interface import AttentionSession, stock_attention
+from workbench.attention.streaming import AttentionInputs
 
 GAMMAS = (3.0, 0.01, 1.0, 1.0)
 N_KEYS = 9
@@ -89,14 +90,24 @@ EDITS = {
 @pytest.mark.parametrize("name", EDITS)
 @pytest.mark.parametrize("family", ["gpt2", "llama", "mistral", "gemma2", "gpt_oss"])
 def test_a_decoded_token_needs_no_tiles(family, name, monkeypatch):
-    model, tokens = wb.wrap(tiny_model(family)), random_tokens(2, 6)
+    compare_tiles(family, EDITS[name], 6, monkeypatch)
+
+
+@pytest.mark.parametrize("name", ["score", "act"])
+def test_nor_does_the_second_token_after_a_prompt_of_one(name, monkeypatch):
+    compare_tiles("llama", EDITS[name], 1, monkeypatch)
+
+
+def compare_tiles(family, edit, n_pos, monkeypatch):
+    """The prompt alone may be cut into tiles."""
+    model, tokens = wb.wrap(tiny_model(family)), random_tokens(2, n_pos)
     tiles, whole = [], compute.attend
     monkeypatch.setattr(
         compute, "attend", lambda inputs, *a, **b: tiles.append(inputs) or whole(inputs, *a, **b)
     )
-    with model.edit(EDITS[name]):
+    with model.edit(edit):
         model.generate(tokens, **GREEDY)
-    assert all(inputs.query.shape[2] > 1 for inputs in tiles)  # the prompt's alone
+    assert all(inputs.key.shape[2] == n_pos for inputs in tiles)
 
 
 def test_layers_that_are_edited_alike_share_one_mask_a_pass(monkeypatch):
@@ -145,3 +156,50 @@ def test_edits_of_several_kinds_decode_as_the_whole_text_does(family, edits):
             assert torch.equal(cached[row, 8:], text.argmax(-1))
     assert torch.equal(cached, whole)
     assert not torch.equal(cached, model.generate(tokens, **options))
+
+
+def one_query(*, width=8, value=None, kv_heads=2, dtype=torch.float32, device="cpu"):
+    query = torch.zeros(1, 4, 1, width, dtype=dtype, device=device)
+    key = torch.zeros(1, kv_heads, N_KEYS, width, dtype=dtype, device=device)
+    other = torch.zeros(1, kv_heads, N_KEYS, value or width, dtype=dtype, device=device)
+    return AttentionInputs(query, key, other, None, 1.0)
+
+
+MASK = torch.ones(1, 1, 1, N_KEYS, dtype=torch.bool)
+HALF = torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("handed", "changes", "expected"),
+    [
+        ((None, N_KEYS, True), {}, True),
+        ((None, N_KEYS, False), {}, True),
+        ((None, N_KEYS, True), {"value": 4}, True),
+        ((None, N_KEYS, True), {"dtype": HALF}, True),
+        ((None, N_KEYS, False), {"dtype": HALF}, False),  # eager goes on in float32
+        ((None, N_KEYS, True), {"dtype": torch.float16, "value": 4}, False),  # rounds the mask
+        ((None, N_KEYS + 1, True), {}, False),  # a static cache without a mask
+        ((MASK, N_KEYS + 1, True), {}, True),
+        ((None, N_KEYS, True), {"device": "meta"}, False),
+    ],
+)
+def test_a_kernel_takes_a_bias_where_it_adds_it_as_it_is(handed, changes, expected):
+    assert decode.Handed(*handed).takes_bias(one_query(**changes)) == expected
+
+
+@pytest.mark.parametrize(
+    ("handed", "changes", "expected"),
+    [
+        ((None, N_KEYS, True), {}, True),
+        ((None, N_KEYS, True), {"width": 256}, True),
+        ((None, N_KEYS, True), {"width": 257}, False),
+        ((None, N_KEYS, True), {"kv_heads": 4}, False),
+        ((None, N_KEYS, True), {"value": 4}, False),
+        ((None, N_KEYS, False), {}, False),
+        ((MASK, N_KEYS, True), {}, False),
+    ],
+)
+def test_queries_are_grouped_by_the_kernel_where_transformers_leaves_it_to_it(
+    handed, changes, expected
+):
+    assert decode.Handed(*handed).is_grouped(one_query(**changes)) == expected

@@ -7,6 +7,7 @@ import torch
 
 from tests.attention.test_streaming import close, make_inputs, reference
 from workbench.attention.edits import AttentionCall, AttentionEdit
+from workbench.attention.key_scores import first_key_gain
 from workbench.attention.whole import change_pattern
 
 N_Q, N_K = 9, 13  # behind a cache of four keys; more keys than d_head = 8
@@ -82,6 +83,17 @@ def test_surprise_is_minus_the_log_of_the_first_key_s_weight(kind, first, change
     score = torch.stack([whole[prompt, :, :, column] for prompt, column in enumerate(columns)])
     expected = (call.log_sum - score).nan_to_num(nan=torch.inf, posinf=torch.inf)
     close(call.surprise(call.first_products(), factor), expected)
+
+
+@pytest.mark.parametrize("changes", [{}, {"softcap": 0.8}], ids=["plain", "capped"])
+@pytest.mark.parametrize("first", [None, FIRST], ids=["from 0", "padded"])
+def test_the_first_key_s_gain_is_the_score_scaled_before_the_cap_less_the_score(first, changes):
+    inputs = make_inputs(n_q=N_Q, n_k=N_K, causal=False, **changes)
+    gain = dense_scores(inputs, PER_HEAD) - dense_scores(inputs)
+    found = first_key_gain(inputs, first, PER_HEAD)
+    for prompt, column in enumerate([0, 0] if first is None else first.tolist()):
+        close(found[prompt], gain[prompt, :, :, column])
+    assert torch.equal(found[:, 1], torch.zeros(2, N_Q))  # a factor of 1
 
 
 @pytest.mark.parametrize("first", [None, FIRST], ids=["from 0", "padded"])

@@ -4,8 +4,14 @@ import pytest
 import torch
 
 from tests.zoo import random_tokens, tiny_model
-from workbench.attention.interface import AttentionSession, implementation_name
-from workbench.errors import EngineError
+from workbench.attention.edits import AttentionEdit
+from workbench.attention.interface import (
+    AttentionSession,
+    _columns_of,
+    _with_position_bias,
+    implementation_name,
+)
+from workbench.errors import CapabilityError, EngineError
 from workbench.models.base import Site
 
 
@@ -42,3 +48,79 @@ def test_a_module_without_a_session_is_refused_and_a_layer_without_a_call_named(
     unused = AttentionSession("sdpa", dict.fromkeys(model.model.layers, 1), {}, {})
     with pytest.raises(EngineError, match=r"layers \[1, 1\]"):
         unused.check_calls()
+
+
+def one_layer(*edits, **options):
+    """A session of one layer, and q, k, v of two prompts with ten keys."""
+    module = tiny_model("llama").model.layers[0].self_attn
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, n, 10, 8, generator=generator) for n in (4, 2, 2))
+    reads = {0: {"pattern": None, "k": None}}
+    session = AttentionSession("sdpa", {module: 0}, reads, {0: list(edits)}, **options)
+    return session, module, (q, k, v)
+
+
+@pytest.mark.parametrize(
+    "special", [{"softcap": 5.0}, {"s_aux": torch.zeros(4)}], ids=["cap", "sinks"]
+)
+def test_sdpa_is_refused_with_either_of_what_it_would_drop(special):
+    session, module, (q, k, v) = one_layer()
+    with pytest.raises(CapabilityError, match="capped scores or learned sinks"):
+        session.attend(module, q, k, v, None, 0.4, special)
+
+
+def test_of_a_static_cache_what_has_come_is_read_call_by_call():
+    session, module, (q, k, v) = one_layer()
+    visible = torch.ones(10, 10, dtype=torch.bool).tril()
+    for start, stop in ((0, 3), (3, 4), (4, 5)):
+        mask = visible[None, None, start:stop].expand(2, 1, -1, -1)
+        session.attend(module, q[:, :, start:stop], k, v, mask, 0.4, {})
+        pattern, keys = session.captured[Site("pattern", 0)], session.captured[Site("k", 0)]
+        assert torch.equal(keys, k[:, :, :stop].transpose(1, 2))
+        scores = 0.4 * q[:, :, start:stop] @ k[:, :, :stop].repeat_interleave(2, 1).mT
+        scores = scores.masked_fill(~visible[start:stop, :stop], -torch.inf)
+        torch.testing.assert_close(pattern, scores.softmax(-1), rtol=0, atol=1e-6)
+
+
+def test_an_edit_of_tiles_is_told_where_every_call_stands():
+    told = []
+
+    def begin(call):
+        told.append(
+            (call.n_before, call.first_column, *call.first_key.tolist(), *call.n_tokens.tolist())
+        )
+        return lambda block: block.pattern
+
+    valid = torch.ones(2, 6)
+    valid[1, :2] = 0
+    places = {"row_valid": valid, "first_key": torch.tensor([0, 2])}
+    edit = AttentionEdit(0, None, None, begin=begin)
+    session, module, (q, k, v) = one_layer(edit, **places)
+    # The prompt, a token behind it, and one behind a window that has let four keys go.
+    for start, stop, gone in ((0, 6, 0), (6, 7, 0), (7, 8, 4)):
+        seen = k[:, :, gone:stop], v[:, :, gone:stop]
+        session.attend(module, q[:, :, start:stop], *seen, None, 0.4, {})
+    assert told == [(0, 0, 0, 2, 6, 4), (6, 0, 0, 2, 7, 5), (7, 4, -4, -2, 8, 6)]
+
+
+@pytest.mark.parametrize(
+    ("first", "batch", "dropped", "expected"),
+    [
+        (None, 2, 3, [-3, -3]),
+        (torch.tensor([0, 4]), 2, 0, [0, 4]),
+        (torch.tensor([0, 4]), 2, 5, [-5, -1]),
+        (torch.tensor([0, 4]), 6, 1, [-1, -1, -1, 3, 3, 3]),  # three samples of each
+    ],
+)
+def test_the_first_key_s_column_follows_samples_and_the_window(first, batch, dropped, expected):
+    assert _columns_of(first, batch, dropped, torch.device("cpu")).tolist() == expected
+
+
+def test_a_position_bias_is_added_where_the_mask_lets_see():
+    bias = torch.tensor([[[[1.0, 2.0]]]])
+    assert _with_position_bias(None, None) is None
+    assert _with_position_bias(None, bias) is bias
+    mask = torch.tensor([[[[True, False]]]])
+    assert _with_position_bias(mask, None) is mask
+    assert _with_position_bias(mask, bias).tolist() == [[[[1.0, -torch.inf]]]]
+    assert _with_position_bias(torch.tensor([[[[0.5, -3.0]]]]), bias).tolist() == [[[[1.5, -1.0]]]]

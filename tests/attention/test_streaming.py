@@ -177,6 +177,16 @@ def test_padding_rows_count_for_nothing():
     assert (found["mass"][..., 9:] == 0).all()
 
 
+@pytest.mark.parametrize("n_rows", [1, 2, 3, 4])
+def test_a_tile_that_ends_before_a_key_has_no_mass_on_it(n_rows, monkeypatch):
+    monkeypatch.setattr(streaming, "TILE_FLOATS", 1)
+    monkeypatch.setattr(streaming, "MIN_TILE_ROWS", n_rows)
+    inputs = make_inputs()
+    assert max(rows for _, _, rows in tile_sizes(inputs)) == n_rows
+    found = attend(inputs, {"mass": SinkMass((0, 3))}, want=()).statistics["mass"]
+    close(found, reference(inputs)[0][..., [0, 3]].sum(dim=-1))
+
+
 def test_scores_equal_the_definition():
     inputs = make_inputs(softcap=0.8)
     pattern, _, log_sum = reference(inputs)

@@ -155,8 +155,13 @@ def test_nothing_blocked_is_the_stock_model_and_bad_edges_are_refused():
         assert torch.equal(
             model.logits(random_tokens(1)), tiny_model("gpt2")(random_tokens(1)).logits
         )
-    with pytest.raises(ConfigError, match=r"\(3, 12\)"):
-        KnockOut.edges([(3, 12)], 12)
+    for edge in ((3, 12), (12, 3), (-1, 0), (3, -1)):
+        with pytest.raises(ConfigError, match=rf"0 ... 11; got \({edge[0]}, {edge[1]}\)"):
+            KnockOut.edges([(3, 1), edge], 12)
+    assert KnockOut.edges([(11, 0), (0, 11)], 12).blocked.nonzero().tolist() == [
+        [0, 0, 11],
+        [0, 11, 0],
+    ]
     with (
         pytest.raises(ConfigError, match="heads must lie"),
         model.edit(KnockOut.edges([(3, 1)], 12, ((7, 0),))),
