@@ -72,7 +72,7 @@ def test_sdpa_is_refused_with_either_of_what_it_would_drop(special):
 def test_of_a_static_cache_what_has_come_is_read_call_by_call():
     session, module, (q, k, v) = one_layer()
     visible = torch.ones(10, 10, dtype=torch.bool).tril()
-    for start, stop in ((0, 3), (3, 4), (4, 5)):
+    for start, stop in ((0, 3), (3, 4), (4, 9), (9, 10)):
         mask = visible[None, None, start:stop].expand(2, 1, -1, -1)
         session.attend(module, q[:, :, start:stop], k, v, mask, 0.4, {})
         pattern, keys = session.captured[Site("pattern", 0)], session.captured[Site("k", 0)]
@@ -96,11 +96,12 @@ def test_an_edit_of_tiles_is_told_where_every_call_stands():
     places = {"row_valid": valid, "first_key": torch.tensor([0, 2])}
     edit = AttentionEdit(0, None, None, begin=begin)
     session, module, (q, k, v) = one_layer(edit, **places)
-    # The prompt, a token behind it, and one behind a window that has let four keys go.
-    for start, stop, gone in ((0, 6, 0), (6, 7, 0), (7, 8, 4)):
+    # The prompt, a token behind it, one behind a window that has let four keys go, all without a cache.
+    for start, stop, gone in ((0, 6, 0), (6, 7, 0), (7, 8, 4), (0, 9, 0)):
         seen = k[:, :, gone:stop], v[:, :, gone:stop]
         session.attend(module, q[:, :, start:stop], *seen, None, 0.4, {})
-    assert told == [(0, 0, 0, 2, 6, 4), (6, 0, 0, 2, 7, 5), (7, 4, -4, -2, 8, 6)]
+    expected = [(0, 0, 0, 2, 6, 4), (6, 0, 0, 2, 7, 5), (7, 4, -4, -2, 8, 6), (0, 0, 0, 2, 9, 7)]
+    assert told == expected
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,9 @@ def test_where_queries_look_ahead_all_see_the_same_keys():
     pattern[:, 0, 1:, 1] = pattern[:, 1, 1:, 3] = pattern[:, 1, 2, 2] = 0.5
     expected = torch.tensor([False, True, True, True, False]).expand(5, 5)
     assert torch.equal(visible_keys(pattern, torch.tensor([1]))[0, 0], expected)
+    # The first token alone has another after it: the last one never looks ahead.
+    two = torch.full((1, 1, 2, 2), 0.5)
+    assert torch.equal(visible_keys(two, torch.tensor([0]))[0, 0], torch.ones(2, 2).bool())
 
 
 def test_one_head_that_attends_is_enough_and_padding_on_the_left_is_hidden():

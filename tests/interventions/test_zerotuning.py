@@ -5,8 +5,13 @@ import math
 import pytest
 import torch
 
+import workbench as wb
+from tests.zoo import random_tokens, tiny_model
 from workbench.attention.edits import AttentionCall
 from workbench.attention.streaming import AttentionInputs
+from workbench.errors import ConfigError
+from workbench.interventions.base import LARGEST_FACTOR
+from workbench.interventions.scale_keys import ScaleKeys
 from workbench.interventions.zerotuning import ZeroTuning, scale_first_column
 from workbench.models.base import ModelSpec
 
@@ -65,3 +70,15 @@ def test_score_mode_says_how_much_it_may_amplify_rounding(gamma, gain):
     (edit,) = ZeroTuning(gamma).plan(SPEC)
     assert edit.gain == pytest.approx(gain)
     assert edit.first_key_bias.tolist() == [pytest.approx(math.log(gamma))]
+
+
+@pytest.mark.parametrize("make", [lambda g: ZeroTuning(g), lambda g: ScaleKeys((0,), g)])
+def test_the_largest_factor_takes_the_row_and_more_is_refused(make):
+    model, tokens = wb.wrap(tiny_model("llama")), random_tokens(2)
+    with model.edit(make(LARGEST_FACTOR)):
+        found = model.capture(tokens, ["L0.z", "L0.v"])
+    value = found["L0.v"][:, :1].repeat_interleave(2, dim=2)
+    torch.testing.assert_close(found["L0.z"], value.expand_as(found["L0.z"]), rtol=0, atol=1e-5)
+    for factor in (1.01 * LARGEST_FACTOR, 1e39, math.inf, math.nan, 0.0):
+        with pytest.raises(ConfigError, match="must be above 0 and at most 1e\\+30"):
+            make(factor)

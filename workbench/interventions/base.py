@@ -7,6 +7,8 @@ from workbench.models.base import ModelSpec
 
 Heads = tuple[tuple[int, int], ...] | list[tuple[int, int]]
 """(layer, head) pairs, counted from 0."""
+LARGEST_FACTOR = 1e30
+"""On the attention to some keys: a row is all theirs long before, and more would leave float32."""
 
 
 def heads_by_layer(heads: Sequence[Sequence[int]] | None, spec: ModelSpec) -> dict[int, list[int]]:

@@ -17,7 +17,7 @@ from torch import Tensor
 from workbench.attention.edits import AttentionCall, AttentionEdit, Edit
 from workbench.attention.scores import wide
 from workbench.errors import ConfigError
-from workbench.interventions.base import Heads, heads_by_layer
+from workbench.interventions.base import LARGEST_FACTOR, Heads, heads_by_layer
 from workbench.models.base import ModelSpec
 
 ROUNDING = 2e-6
@@ -37,8 +37,11 @@ class ScaleKeys:
     name: str = "scale-keys"
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.factor < float("inf"):
-            raise ConfigError(f"factor must be above 0; got {self.factor}; 1 changes nothing")
+        if not 0.0 < self.factor <= LARGEST_FACTOR:
+            raise ConfigError(
+                f"factor must be above 0 and at most {LARGEST_FACTOR:g}; got {self.factor}; 1 changes "
+                "nothing"
+            )
         if len(set(self.positions)) < len(self.positions) or min(self.positions, default=0) < 0:
             raise ConfigError(
                 f"positions must be different and 0 or more; got {', '.join(map(str, self.positions))}"

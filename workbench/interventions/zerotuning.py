@@ -40,7 +40,7 @@ from workbench.attention.key_scores import Factor, first_key_gain
 from workbench.attention.scores import wide
 from workbench.attention.streaming import PatternBlock
 from workbench.errors import ConfigError
-from workbench.interventions.base import Heads, heads_by_layer
+from workbench.interventions.base import LARGEST_FACTOR, Heads, heads_by_layer
 from workbench.models.base import ModelSpec
 
 ROUNDING = 2e-6
@@ -66,8 +66,10 @@ class ZeroTuning:
             object.__setattr__(self, "gamma", tuple(float(gamma) for gamma in self.gamma))
             self._check_count()
         for gamma in self.gamma if isinstance(self.gamma, tuple) else (self.gamma,):
-            if not 0.0 < gamma < float("inf"):
-                raise ConfigError(f"gamma must be above 0; got {gamma}; 1 changes nothing")
+            if not 0.0 < gamma <= LARGEST_FACTOR:
+                raise ConfigError(
+                    f"gamma must be above 0 and at most {LARGEST_FACTOR:g}; got {gamma}; 1 changes nothing"
+                )
         if self.mode not in ("score", "key"):
             raise ConfigError(f"mode must be score or key; got {self.mode}")
 
