@@ -118,12 +118,15 @@ def test_chi_of_several_models_beside_the_paper():
     assert list(trace(figure, "tokens").y) == pytest.approx([21 / 10])
     (band,) = figure.layout.shapes
     assert (band.y0, band.y1) == (16.0, 25.0)
+    assert figure.layout.yaxis.rangemode == "tozero"
+    assert figure.layout.xaxis.type == "category"
 
 
 def test_the_sweep_is_drawn_against_proportion():
     figure = figure_dimensions(planted_result())
     assert list(trace(figure, "measured").y) == [4.0, 8.5]
     assert list(trace(figure, "in proportion").y) == [0.0, 16.0]
+    assert figure.layout.yaxis.rangemode == "tozero"
 
 
 def test_the_finding_has_the_numbers_and_warns_of_lower_bounds():
