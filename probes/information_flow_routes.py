@@ -157,7 +157,7 @@ def _written(
     spread = (rest - rest.mean(dim=0)).abs().max()
     missing = part["resid_post"] - _mid(part) - part.get("mlp_out", torch.zeros(()))
     wrong = max(float(spread), float(missing.abs().max()))
-    if wrong > 1e-3 * max(1.0, float(part["resid_post"].abs().max())):
+    if wrong > 1e-3 * float(part["resid_post"].abs().max()):
         raise CapabilityError(
             "routes need attention that adds A v W_O to the residual stream; in layer "
             f"{layer} of {model.spec.name} ({model.spec.family}) it adds something else, such as that "

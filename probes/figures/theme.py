@@ -181,11 +181,12 @@ def log_axis(values: Float[np.ndarray, "..."]) -> dict[str, object]:
         if len(inside) >= 3:
             chosen = inside[:: -(-len(inside) // 7)]
             return axis | {"tickvals": chosen, "ticktext": [f"{tick:g}" for tick in chosen]}
+    width = high - low
     step = next(
         digit * 10.0**power
-        for power in range(int(np.floor(np.log10(high - low))), -40, -1)
+        for power in range(int(np.floor(np.log10(width))), -40, -1)
         for digit in (5, 2, 1)
-        if (high - low) / digit >= 3 * 10.0**power
+        if width / digit >= 3 * 10.0**power
     )
     ticks = [step * count for count in range(math.ceil(low / step), math.floor(high / step) + 1)]
     return axis | {"tickvals": ticks, "ticktext": [f"{tick:.6g}" for tick in ticks]}

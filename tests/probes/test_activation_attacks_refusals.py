@@ -32,6 +32,7 @@ pytestmark = [pytest.mark.filterwarnings(text) for text in LIBRARY_WARNINGS]
         ({"positions": "middle"}, "first, last, random or a list"),
         ({"positions": "1"}, "2 different positions"),
         ({"positions": "1,8"}, "0 ... 7"),
+        ({"positions": "-1,3"}, "0 ... 7"),
         ({"fractions": (1.5,)}, "fractions must lie in"),
         ({"dimensions": (1, 1)}, "dimensions must be different"),
         ({"context": 1, "n_attacked": (1,)}, "context must be at least 2"),
@@ -41,6 +42,10 @@ pytestmark = [pytest.mark.filterwarnings(text) for text in LIBRARY_WARNINGS]
 def test_impossible_settings_are_refused(changes, message):
     with pytest.raises(ConfigError, match=message):
         small(**changes)
+
+
+def test_the_first_and_the_last_position_may_be_listed():
+    assert small(positions="0,7").listed_positions() == (0, 7)
 
 
 def test_what_does_not_fit_the_model_is_refused():
@@ -69,6 +74,9 @@ def test_tied_targets_are_refused_and_never_drawn():
     drawn = draw_cases(model, NO_DATA, small(n_seeds=9), Context())
     assert (drawn.targets < 50).all()
     assert (drawn.contexts >= 50).any()
+    # Equal is never distinct enough, not even where distinct asks for nothing.
+    drawn = draw_cases(model, NO_DATA, small(n_seeds=9, distinct=0.0), Context())
+    assert (drawn.targets < 50).all()
     with torch.no_grad():
         module.transformer.wte.weight[:] = module.transformer.wte.weight[50]
     with pytest.raises(DataError, match="lower distinct"):

@@ -196,6 +196,20 @@ def test_passes_fit_the_budget():
     assert problems_at_once(tight, group) == 1
 
 
+def test_memory_rows_and_margin_are_those_that_were_set(monkeypatch):
+    given = []
+
+    def begin(bench, config, context):
+        given.append((bench.budget_bytes, bench.at_most, bench.margin))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("probes.activation_attacks.Campaign", begin)
+    config = small(memory_mb=3, margin=0.125)
+    with pytest.raises(KeyboardInterrupt):
+        measure_activation_attacks(MODELS["gpt2"](), NO_DATA, config, Context(batch_size=7))
+    assert given == [(3 * 1024 * 1024, 7, 0.125)]
+
+
 @pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2", "gpt_neox", "mamba", "toy"])
 def test_the_estimate_of_a_pass_is_from_above(family):
     model = toy() if family == "toy" else wb.wrap(tiny_model(family))

@@ -1,6 +1,7 @@
 """The active-dormant probe on heads that are built by hand, and its result from the store and from files."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -53,6 +54,12 @@ def test_the_planted_heads_have_the_planted_numbers(planted):
     assert planted.column_entropy[0, 0, 2] > 0.9  # itself and its like: all keys get about as much
     assert planted.sink_logit_gap[0, 0, 0] > 10 > -10 > planted.sink_logit_gap[1, 0, 0]
     assert planted.q_sink[0, 0] <= 0.05 < planted.q_sink[0, 1]
+
+
+def test_heads_differ_when_their_q_is_at_most_the_rate_that_was_asked(planted):
+    at, beyond = torch.tensor([[0.05, 0.01, 0.06]]), torch.tensor([[0.05, 0.05001, 0.06]])
+    metrics = replace(planted, q_sink=at, q_loss=beyond).metrics()
+    assert (metrics["n_different_sink"], metrics["n_different_loss"]) == (2.0, 1.0)
 
 
 def test_the_example_of_the_switching_head_shows_the_switch(planted):

@@ -1,5 +1,7 @@
 """Information flow: what must hold for any model, order, batch, padding and backend."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -8,7 +10,12 @@ from hypothesis import strategies as st
 import workbench as wb
 from probes.information_flow import InformationFlowConfig, measure_information_flow
 from probes.information_flow_cross import encode_alone, measure_left, pair_mask
-from probes.information_flow_encoding import END, PadEncodings
+from probes.information_flow_encoding import (
+    END,
+    PadEncodings,
+    common_direction,
+    without_direction,
+)
 from probes.information_flow_items import Padding
 from tests.models.agreement import LIBRARY_WARNINGS, through_bridge, through_nnsight
 from tests.probes.flow_prompts import TEXTS, encoded_batch, encoder, random_rows, run
@@ -72,6 +79,38 @@ def test_what_is_left_after_a_patch_equals_a_forward_pass_by_hand():
         whole = (states[0][-1] * own[:, taker, :, None]).flatten(1).norm(dim=1)
         expected += change / whole / 2
     torch.testing.assert_close(left[:, 1], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_direction_is_taken_out_and_all_across_it_stays():
+    along, across = torch.tensor([0.6, 0.8, 0.0]), torch.tensor([4.0, -3.0, 7.0])
+    x = torch.stack([5.0 * along, across, across - 2.0 * along])
+    expected = torch.stack([torch.zeros(3), across, across])
+    torch.testing.assert_close(without_direction(x, along), expected)
+
+
+def test_readings_have_no_part_along_the_common_direction():
+    encoded = encoded_batch()
+    along = torch.nn.functional.normalize(encoded.end[0, 1] - encoded.pad_end[0, 1], dim=0)
+    everyone, keep = torch.arange(2), torch.ones(2, 12, dtype=torch.bool)
+    whole = encoded.read(everyone, keep)
+    found = replace(encoded, common=along).read(everyone, keep)
+    assert float((whole @ along).abs().min()) > 1e-2
+    assert float((found @ along).abs().max()) < 1e-5 * float(whole.norm(dim=-1).max())
+    assert float((found - whole).norm(dim=-1).max()) < float(whole.norm(dim=-1).max())
+
+
+def test_the_common_direction_is_what_random_tokens_add_to_a_pad():
+    module = tiny_model("llama")
+    tokens = torch.randint(101, (5, 7), generator=torch.Generator().manual_seed(3))
+    tokens[:, 0] = 1
+    empty = torch.full((1, 7), 2)
+    empty[0, 0] = 1
+    with torch.no_grad():
+        end, pad = module.model(tokens)[0], module.model(empty)[0]
+    added = sum(end[row, pos] - pad[0, pos] for row in range(5) for pos in range(1, 7))
+    pads = PadEncodings(wb.wrap(module), Padding(2, bos=1))
+    found = common_direction(pads, 3, n_prompts=5, n_pos=7)
+    torch.testing.assert_close(found, added / added.norm(), rtol=0, atol=1e-5)
 
 
 def test_the_empty_prompt_is_encoded_once_a_length():

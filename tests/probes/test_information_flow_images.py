@@ -118,6 +118,8 @@ def test_prompt_tokens_reach_the_image_and_the_empty_prompt_does_not(drawer):
     assert all(change[name] > 0 for name in change)
     nothing = drawer.draw(drawer.encode("")[None].repeat(2, 1, 1), QUICK)
     assert torch.equal(nothing[0], nothing[1])
+    apart = (found.images - nothing[0]).square().mean(dim=(1, 2, 3)).sqrt()
+    torch.testing.assert_close(found.change, apart, rtol=1e-4, atol=1e-5)
 
 
 def test_a_planted_judge_finds_the_planted_token(drawer):

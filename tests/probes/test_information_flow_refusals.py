@@ -1,9 +1,11 @@
 """Information flow: items, settings and models that are refused, and why."""
 
 import pytest
+import torch
 
 import workbench as wb
 from probes.information_flow import InformationFlowConfig
+from probes.information_flow_items import find_items
 from tests.probes.flow_prompts import TEXTS, TWO_ITEMS, encoder, random_rows, run
 from tests.probes.planted_flow import copying_toy
 from tests.zoo import tiny_model
@@ -74,5 +76,17 @@ def test_the_classifier_says_how_many_prompts_it_needs_and_what_it_found():
 
 
 def test_an_item_behind_the_cut_is_refused(tmp_path):
+    model = encoder("t5", tmp_path)
     with pytest.raises(DataError, match="behind the 4"):
-        run(encoder("t5", tmp_path), TEXTS[:1], n_pos=4)
+        run(model, TEXTS[:1], n_pos=4)
+    tokens = torch.tensor(
+        [model.tokenizer(TEXTS[0]["text"], add_special_tokens=False)["input_ids"]]
+    )
+
+    def places(length):
+        return find_items(TEXTS[:1], tokens[:, :length], torch.tensor([length]), model.tokenizer)
+
+    # the red cat by a pool table: the last token of the second item is the seventh.
+    assert places(7).of_pos[0].tolist() == [-1, 0, 0, -1, -1, 1, 1]
+    with pytest.raises(DataError, match=r"'pool table' of .* lies behind the 6 that were kept"):
+        places(6)

@@ -157,3 +157,20 @@ def test_a_norm_after_attention_is_refused():
         prompt_routes(
             model, read_blocks(model, random_tokens(1), None), 0, torch.ones(12).bool(), 0.1
         )
+
+
+@pytest.mark.parametrize("size", [1e-4, 1.0, 1e4])
+def test_what_attention_adds_is_proved_at_every_size_of_the_stream(size):
+    tokens, roots = random_tokens(1, 9), torch.ones(9, dtype=torch.bool)
+    model = wb.wrap(tiny_model("llama"))
+    read = {
+        site: x if site.name == "pattern" else size * x
+        for site, x in read_blocks(model, tokens, None).items()
+    }
+    graph, _ = prompt_routes(model, read, 0, roots, 0.1)
+    assert len(graph) > 0
+    # An MLP's or a head's output that is not the sum's is noticed from a hundredth on.
+    for name in ("mlp_out", "v"):
+        other = {site: 1.1 * x if site.name == name else x for site, x in read.items()}
+        with pytest.raises(CapabilityError, match="routes=false"):
+            prompt_routes(model, other, 0, roots, 0.1)

@@ -17,10 +17,11 @@ from probes.reachability_bound import (
     score_bound,
     simple_limit,
 )
-from probes.reachability_bounded import view_last, vocabulary_reach
-from probes.reachability_problems import State
+from probes.reachability_bounded import excluded_pairs, view_last, vocabulary_reach
+from probes.reachability_problems import Problem, State
 from tests.zoo import tiny_model
 from toy_tasks.model import ToyModelConfig, make_model
+from workbench.context import Context
 from workbench.models.toy import ToyAdapter
 
 N_SYSTEMS = 4000
@@ -106,6 +107,8 @@ def test_no_control_turns_nothing():
     numbers = torch.tensor([1.0, 2.0])
     assert limit(0, numbers, numbers, numbers).tolist() == [0.0, 0.0]
     assert minimal_k(torch.zeros(2), numbers, numbers, numbers).tolist() == [0, 0]
+    # Not even where control tokens have no value: nothing is to be turned.
+    assert minimal_k(torch.zeros(2), numbers, numbers, torch.zeros(2)).tolist() == [0, 0]
 
 
 @given(share=st.floats(0.01, 0.99), log_d=st.floats(-2, 8), alpha=st.floats(0, 3))
@@ -125,6 +128,8 @@ def test_longer_than_any_value_is_out_of_reach_for_every_k():
         assert bool(excluded(wanted, own, limit(k, log_d, alpha, value)))
     length = orthogonal_part(wanted, own).norm(dim=-1)
     assert minimal_k(length, log_d, alpha, value).tolist() == [-1]
+    # B(k) comes near V and never there.
+    assert minimal_k(value, log_d, alpha, value).tolist() == [-1]
 
 
 def test_orthogonal_part_by_hand():
@@ -189,6 +194,24 @@ def test_excluded_targets_of_a_one_layer_model_are_out_of_reach(seed):
     result = measure_reachability(model, tokens, config)
     assert result.bound_excluded.any()
     assert not (result.bound_excluded & result.reached()).any()
+
+
+def test_a_final_norm_that_is_no_matrix_excludes_nothing():
+    class Bent(ToyAdapter):
+        """Its norm bends one half of all directions, that of no axis."""
+
+        def final_norm(self, resid):
+            normed = super().final_norm(resid)
+            return torch.where(resid[..., :1] >= 0, normed, normed.clamp(min=0))
+
+    straight = one_layer(0, write=0.3)
+    problems = [
+        Problem(State(torch.zeros(0, dtype=torch.long), torch.tensor([1, 2, 3]), 0), target, target)
+        for target in range(10)
+    ]
+    assert excluded_pairs(straight, problems, 2, Context()).any()
+    bent = Bent(straight.model)
+    assert not excluded_pairs(bent, problems, 2, Context()).any()
 
 
 def test_a_head_that_writes_much_excludes_less():

@@ -8,15 +8,12 @@ from hypothesis import strategies as st
 from probes.reachability import ReachabilityConfig, measure_reachability
 from probes.reachability_problems import Problem, State
 from probes.reachability_results import ReachabilityConfig as Config
-from probes.reachability_scoring import Scorer, token_gradients
 from probes.reachability_search import Attempt, Walk, best_attempt, propose
 from tests.probes.bag_model import BagModel, bag, reachable
 from workbench.context import Context
-from workbench.errors import ConfigError, EngineError
-from workbench.models.memory import forward_bytes
+from workbench.errors import EngineError
 
 NO_BOS = torch.zeros(0, dtype=torch.long)
-ROWS = torch.zeros(2, 3, dtype=torch.long)
 
 
 def every_pair(model, states):
@@ -213,16 +210,6 @@ def test_success_is_taken_before_a_lower_loss():
     assert best_attempt(controls, loss, winner, 4) == Attempt(controls[2], loss[2].item(), True)
 
 
-def test_token_gradients_rank_tokens_as_their_true_effect():
-    model = bag(9)
-    rows, targets = torch.tensor([[1, 2, 3], [4, 5, 6]]), torch.tensor([0, 7])
-    found = token_gradients(model, rows, targets, slice(0, 2))
-    logits = model.effect[rows].sum(dim=1)
-    away = logits.softmax(-1) - torch.nn.functional.one_hot(targets, 9)
-    expected = torch.einsum("nv,tv->nt", away, model.effect)
-    torch.testing.assert_close(found, expected[:, None].expand(-1, 2, -1))
-
-
 def test_shortlisted_tokens_are_those_with_the_best_gradient():
     model = bag(12, 3)
     config = ReachabilityConfig(method="greedy", k_max=1, shortlist=3)
@@ -270,26 +257,6 @@ def test_out_of_memory_halves_the_rows_and_changes_nothing():
     found, expected = run(small, STATES, config), run(large, STATES, config)
     assert torch.equal(found.prompts, expected.prompts)
     assert max(small.passes) <= 5 < max(large.passes)
-
-
-def test_one_row_that_does_not_fit_is_an_error_in_one_line():
-    with pytest.raises(ConfigError, match="one prompt must fit in memory"):
-        Scorer(bag(8, most_rows=0), 1 << 20).score(ROWS, ROWS[:, 0])
-
-
-def test_other_errors_of_a_forward_pass_are_not_swallowed():
-    model = bag(8)
-    model.logits = lambda *_, **__: (_ for _ in ()).throw(RuntimeError("shapes differ"))
-    with pytest.raises(RuntimeError, match="shapes differ"):
-        Scorer(model, 1 << 20).score(ROWS, ROWS[:, 0])
-
-
-def test_the_budget_decides_how_many_rows_go_at_once():
-    model = bag(8)
-    per_row = forward_bytes(model.spec, 5)
-    assert Scorer(model, 10 * per_row).rows_at_once(5) == 10
-    assert Scorer(model, 10 * per_row, most_rows=4).rows_at_once(5) == 4
-    assert Scorer(model, 10 * per_row).rows_at_once(20) < 10
 
 
 def test_infinite_losses_are_an_error():

@@ -11,6 +11,7 @@ from probes.successor_heads_tokens import (
     SERIES,
     Series,
     TokenSet,
+    TokenSets,
     find_token_sets,
     single_token,
     token_set,
@@ -84,6 +85,19 @@ def test_words_of_several_tokens_are_left_out_and_said():
     assert days.index == (1, 2, 3, 5, 6)
     assert len(days.pairs()) == 3
     assert "days (space): 5 of 7 items, 3 pairs; left out: Thursday, Sunday" in sets.filter_lines()
+
+
+@pytest.mark.parametrize(
+    ("n_missing", "said"),
+    [(0, ""), (1, "d"), (3, "b, c, d"), (4, "b, c, d, ..."), (5, "b, c, d, ...")],
+)
+def test_at_most_three_words_that_are_left_out_are_named(n_missing, said):
+    series = Series("abc", tuple("abcdefg"))
+    missing = {1: "d", 3: "bcd", 4: "bcde", 5: "bcdef"}.get(n_missing, "")
+    words = [letter for letter in series.items if letter not in missing]
+    (line,) = TokenSets((token_set(WordTokenizer(words), series, "bare"),)).filter_lines()
+    assert line.startswith(f"abc (bare): {7 - n_missing} of 7 items")
+    assert line.partition("; left out: ")[2] == said
 
 
 def test_an_unknown_word_is_no_token():

@@ -259,7 +259,10 @@ def test_it_runs_without_data_and_says_what_it_kept(tmp_path):
     again = wb.Store(tmp_path).get(result.key)
     assert again.measured.metrics() == result.metrics()
     assert list(again.figures()) == ["eigenvalues", "signs"]
-    assert len(again.table()["layer"]) == 2
+    table, real = again.table(), again.eigenvalues[..., 0]
+    assert (table["layer"], table["mean_decay"]) == ([0, 1], again.decay.median(1).values.tolist())
+    assert table["smallest_real_part"] == real.amin(dim=1).tolist()
+    assert table["largest_real_part"] == real.amax(dim=1).tolist()
 
 
 def test_layers_are_pieces_and_progress_is_told():

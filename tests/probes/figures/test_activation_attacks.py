@@ -67,6 +67,26 @@ def test_every_figure_is_there_and_says_n():
         assert "n = 2 contexts of 64 tokens, 10 attacks" in figure.layout.title.subtitle.text
 
 
+def test_the_table_has_a_row_for_what_was_tried_with_means_over_the_contexts():
+    result = planted_result()
+    accuracy = torch.full((3, 4, 2), NAN)
+    accuracy[0, 0], accuracy[0, 1] = torch.tensor([1.0, 0.5]), torch.tensor([0.25, 0.0])
+    accuracy[1, 1], accuracy[1, 2] = torch.tensor([1.0, 1.0]), torch.tensor([0.5, 0.75])
+    accuracy[2, 2] = torch.tensor([0.5, 1.0])
+    steps = torch.where(accuracy.isnan(), accuracy, 100 * accuracy)
+    table = replace(result, accuracy=accuracy, n_steps=steps, norm_ratio=steps / 50).table()
+    assert table == {
+        "n_attacked": [1, 1, 2, 2, 4],
+        "t": [4, 8, 8, 16, 16],
+        "success": [0.5, 0.0, 0.5, 0.25, 0.5],
+        "accuracy": [0.75, 0.125, 1.0, 0.625, 0.75],
+        "all_correct": [0.5, 0.0, 1.0, 0.0, 0.5],
+        "n_steps": [75.0, 12.5, 100.0, 62.5, 75.0],
+        "norm_ratio": [1.5, 0.25, 2.0, 1.25, 1.5],
+        "t_max": [4.0, 4.0, 8.0, 8.0, 16.0],
+    }
+
+
 def test_squares_are_what_was_tried():
     squares = trace(figure_success(planted_result()), "tried")
     drawn = set(
@@ -98,12 +118,15 @@ def test_chi_of_several_models_beside_the_paper():
     assert list(trace(figure, "tokens").y) == pytest.approx([21 / 10])
     (band,) = figure.layout.shapes
     assert (band.y0, band.y1) == (16.0, 25.0)
+    assert figure.layout.yaxis.rangemode == "tozero"
+    assert figure.layout.xaxis.type == "category"
 
 
 def test_the_sweep_is_drawn_against_proportion():
     figure = figure_dimensions(planted_result())
     assert list(trace(figure, "measured").y) == [4.0, 8.5]
     assert list(trace(figure, "in proportion").y) == [0.0, 16.0]
+    assert figure.layout.yaxis.rangemode == "tozero"
 
 
 def test_the_finding_has_the_numbers_and_warns_of_lower_bounds():

@@ -100,6 +100,16 @@ def test_line_of_a_head_is_its_mean_over_the_prompts_that_reach(log_x):
     assert "position %{customdata}" in line.hovertemplate
 
 
+@pytest.mark.parametrize("log_x", [False, True])
+def test_the_threshold_and_uniform_attention_go_along_the_whole_prompt(log_x):
+    figure = figure_score_by_position(RESULT, log_x=log_x)
+    bound = trace(figure, "threshold 0.3")
+    assert (list(bound.x), list(bound.y)) == ([log_x, 29 + log_x], [0.3, 0.3])
+    uniform = trace(figure, "uniform attention")
+    np.testing.assert_array_equal(uniform.x, np.arange(30) + log_x)
+    np.testing.assert_allclose(uniform.y, uniform_score(np.array([30, 20])), rtol=1e-6)
+
+
 def test_band_spans_the_heads_that_have_no_line():
     figure = figure_score_by_position(RESULT)
     low, high = [one for one in figure.data if "the other 7 heads" in (one.legendgroup or "")]

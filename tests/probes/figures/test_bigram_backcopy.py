@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from probes.figures.bigram_backcopy import figures, finding
+from probes.figures.theme import log_axis
 from toy_tasks.bigram_backcopy import BigramBackcopyConfig, train_bigram_backcopy
 
 
@@ -20,6 +21,9 @@ def test_curves_are_those_of_the_record(run):
     assert list(drawn["dormancy"].data[0].y) == run.sink_attention[1:].tolist()
     assert list(drawn["risks"].data[1].y) == run.bigram_risk[1:].tolist()
     assert list(drawn["risks"].data[0].x) == run.step[1:].tolist()
+    axis = log_axis(run.step[1:].double().numpy())
+    assert drawn["risks"].layout.xaxis.type == "log"
+    assert list(drawn["risks"].layout.xaxis.tickvals) == axis["tickvals"]
     assert drawn["risks"].layout.yaxis.title.text == "excess risk (nats)"
     assert "n = 8 held-out sequences of 16 tokens" in drawn["risks"].layout.title.subtitle.text
 
@@ -64,4 +68,14 @@ def test_bars_are_the_end_of_training_whole_and_ablated(run):
         run.backcopy_risk[-1].item(),
         *run.backcopy_risk_ablated[:, -1].tolist(),
     ]
+    # After the embedding, before any block, nothing stands out yet.
+    peak = max(
+        first / rest
+        for first, rest in zip(
+            run.resid_norm_bos_by_depth[-1].tolist()[1:],
+            run.resid_norm_rest_by_depth[-1].tolist()[1:],
+            strict=True,
+        )
+    )
+    assert drawn[2].x[0] == pytest.approx(peak)
     assert list(drawn[2].x)[1:] == run.resid_peak_ablated[:, -1].tolist()

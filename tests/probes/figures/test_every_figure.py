@@ -6,6 +6,7 @@ import math
 import pkgutil
 import re
 import sys
+from numbers import Real
 
 import plotly.graph_objects as go
 import pytest
@@ -126,6 +127,26 @@ def test_maps_of_heads_name_layer_and_head(figures):
         titles = [axis.title.text for axis in axes_of(figure)[:2]]
         if titles == ["head (index)", "layer (index)"]:
             assert "layer %{y}, head %{x}" in figure.data[0].hovertemplate, name
+
+
+def along(figure, axis):
+    """The values that are drawn along an axis, all that are numbers."""
+    letter, name = axis.plotly_name[0], axis.plotly_name.replace("axis", "")
+    for trace in figure.data:
+        if (getattr(trace, f"{letter}axis", None) or letter) != name:
+            continue
+        values = getattr(trace, letter, None)
+        for value in () if values is None else values:
+            if isinstance(value, Real) and math.isfinite(value):
+                yield float(value)
+
+
+def test_layers_and_heads_stand_at_whole_numbers(figures):
+    for name, figure in figures.items():
+        for axis in axes_of(figure):
+            if axis.title.text in ("layer (index)", "head (index)"):
+                found = set(along(figure, axis))
+                assert found <= set(range(100)), f"{name}: {axis.plotly_name} {found}"
 
 
 def test_positions_name_their_token_where_the_result_knows_it(drawn):

@@ -53,6 +53,13 @@ def test_the_table_has_reached_pairs_shortest_first_with_spaces_visible():
     assert table[2][0] == "state &lt;3&gt;"
 
 
+def test_the_results_table_has_the_ids_of_each_control_without_its_padding():
+    table = result_of([3, 1, -1, 0]).table()
+    assert table["prompt_ids"] == ["0 1 2", "0", "", ""]
+    assert table["k"] == [3, 1, -1, 0]
+    assert table["rank_without"] == [0, 10, 20, 30]
+
+
 def test_pairs_that_were_not_reached_stand_above_the_longest_control():
     reached, missed = figures(result_of([3, -1]))["length_by_rank"].data
     assert list(missed.customdata) == [5]

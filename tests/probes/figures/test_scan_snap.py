@@ -72,6 +72,8 @@ def test_theory_of_distinct_tokens_goes_through_the_most_frequent(result):
         assert curve.y[-1] == pytest.approx(points.y[-1], abs=1e-6)
         assert curve.y[0] == 0
     assert traces[-1].name == "step 60, theory"
+    # Of 61 checkpoints: 8, 16, 32 and 100 % of the way.
+    assert [points.name for points in traces[::2]] == [f"step {at}" for at in (5, 10, 19, 60)]
     last = result.class_z()[-1, :, [19, 29, 39, 49]].diagonal().mean().item()
     assert traces[-2].y[-1] == pytest.approx(last, rel=1e-6)
 
