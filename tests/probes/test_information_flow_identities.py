@@ -99,16 +99,17 @@ def test_readings_have_no_part_along_the_common_direction():
     assert float((found - whole).norm(dim=-1).max()) < float(whole.norm(dim=-1).max())
 
 
-def test_the_common_direction_is_what_random_tokens_add_to_a_pad():
+@pytest.mark.parametrize("bos", [1, None])
+def test_the_common_direction_is_what_random_tokens_add_to_a_pad(bos):
     module = tiny_model("llama")
     tokens = torch.randint(101, (5, 7), generator=torch.Generator().manual_seed(3))
-    tokens[:, 0] = 1
     empty = torch.full((1, 7), 2)
-    empty[0, 0] = 1
+    if bos is not None:
+        tokens[:, 0] = empty[0, 0] = bos
     with torch.no_grad():
         end, pad = module.model(tokens)[0], module.model(empty)[0]
     added = sum(end[row, pos] - pad[0, pos] for row in range(5) for pos in range(1, 7))
-    pads = PadEncodings(wb.wrap(module), Padding(2, bos=1))
+    pads = PadEncodings(wb.wrap(module), Padding(2, bos=bos))
     found = common_direction(pads, 3, n_prompts=5, n_pos=7)
     torch.testing.assert_close(found, added / added.norm(), rtol=0, atol=1e-5)
 

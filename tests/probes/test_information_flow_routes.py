@@ -151,12 +151,32 @@ def test_encoders_have_routes_too(kind):
     assert ahead == (kind == "t5")
 
 
-def test_a_norm_after_attention_is_refused():
-    model = wb.wrap(tiny_model("olmo2"))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_norm_after_attention_is_refused(dtype):
+    model = wb.wrap(tiny_model("olmo2").to(dtype))
     with pytest.raises(CapabilityError, match="routes=false"):
         prompt_routes(
             model, read_blocks(model, random_tokens(1), None), 0, torch.ones(12).bool(), 0.1
         )
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_half_precision_has_the_routes_of_the_same_weights_in_float32(family, dtype):
+    tokens, roots = random_tokens(1, 9), torch.ones(9, dtype=torch.bool)
+    half = tiny_model(family).to(dtype)
+    rounded = tiny_model(family)
+    rounded.load_state_dict({name: x.float() for name, x in half.state_dict().items()})
+
+    def edges(module, threshold):
+        model = wb.wrap(module)
+        graph, _ = prompt_routes(model, read_blocks(model, tokens, None), 0, roots, threshold)
+        return set(map(tuple, graph.tolist()))
+
+    found = edges(half, 0.1)
+    assert len(found) > 20
+    # What is far from the threshold does not depend on rounding.
+    assert edges(rounded, 0.15) <= found <= edges(rounded, 0.07)
 
 
 @pytest.mark.parametrize("size", [1e-4, 1.0, 1e4])
@@ -169,7 +189,7 @@ def test_what_attention_adds_is_proved_at_every_size_of_the_stream(size):
     }
     graph, _ = prompt_routes(model, read, 0, roots, 0.1)
     assert len(graph) > 0
-    # An MLP's or a head's output that is not the sum's is noticed from a hundredth on.
+    # What an MLP or the heads wrote is no longer what was added.
     for name in ("mlp_out", "v"):
         other = {site: 1.1 * x if site.name == name else x for site, x in read.items()}
         with pytest.raises(CapabilityError, match="routes=false"):

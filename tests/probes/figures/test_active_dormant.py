@@ -130,6 +130,12 @@ def test_a_heads_page_shows_its_patterns_with_the_tokens():
 def test_curves_over_revisions():
     results = [planted_result(peak=peak) for peak in (2.0, 50.0, 400.0)]
     figure = figure_emergence(results, ["step0", "step8", "step64"])
+    assert [axis.title.text for axis in figure.select_yaxes()] == [
+        "gap (nats)",
+        "first token over the others (ratio)",
+        "L2 norm (model units)",
+        "heads (number)",
+    ]
     lines = {trace.name: trace for trace in figure.data}
     assert list(lines["first token, 2 blocks passed"].y) == pytest.approx([2.0, 50.0, 400.0])
     assert list(lines["active-dormant"].y) == [1, 1, 1]
