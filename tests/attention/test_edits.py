@@ -145,6 +145,20 @@ def test_an_edit_of_a_whole_pattern_is_told_how_many_tokens_there_are(
     assert told[2].n_tokens.tolist() == [4, 3]
 
 
+def test_an_edit_of_a_whole_pattern_is_told_what_a_learned_sink_has():
+    told = []
+
+    def begin(call):
+        return lambda block: told.append(block.outside) or block.pattern
+
+    rows = torch.tensor([[1.0, 0, 0], [0.5, 0.25, 0], [0, 0, 0]])  # the last is padding
+    edit = AttentionEdit(0, None, None, begin=begin)
+    for row in ([0, 1, 2], [0, 2]):
+        change_pattern(edit, rows[row][None, None], torch.tensor([0]))
+    assert told[0].tolist() == [[[0.0, 0.25, 0.0]]]
+    assert told[1] is None
+
+
 @pytest.mark.parametrize(
     ("dtype", "most"),
     [(torch.float64, 50.0), (torch.float32, 50.0), (torch.bfloat16, 2.0), (torch.float16, 2.0)],

@@ -8,8 +8,10 @@ from workbench.attention.edits import AttentionEdit
 from workbench.attention.interface import (
     AttentionSession,
     _columns_of,
+    _is_causal,
     _with_position_bias,
     implementation_name,
+    stock_attention,
 )
 from workbench.errors import CapabilityError, EngineError
 from workbench.models.base import Site
@@ -125,3 +127,24 @@ def test_a_position_bias_is_added_where_the_mask_lets_see():
     assert _with_position_bias(mask, None) is mask
     assert _with_position_bias(mask, bias).tolist() == [[[[1.0, -torch.inf]]]]
     assert _with_position_bias(torch.tensor([[[[0.5, -3.0]]]]), bias).tolist() == [[[[1.5, -1.0]]]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_in_other_precisions_reading_a_pattern_leaves_the_output_to_the_stock_kernel(dtype):
+    session, module, inputs = one_layer()
+    q, k, v = (each.to(dtype) for each in inputs)
+    found = session.attend(module, q, k, v, None, 0.4, {})
+    assert torch.equal(
+        found, stock_attention("sdpa", module)(module, q, k, v, None, scaling=0.4)[0]
+    )
+
+
+@pytest.mark.parametrize(
+    ("of_module", "said", "expected"),
+    [(None, None, True), (False, None, False), (False, True, True), (True, False, False)],
+)
+def test_attention_is_causal_unless_the_call_or_else_the_module_says_no(of_module, said, expected):
+    module = torch.nn.Module()
+    if of_module is not None:
+        module.is_causal = of_module
+    assert _is_causal(module, said) is expected

@@ -319,6 +319,16 @@ def test_settings_outside_their_range_are_refused(settings, message):
         ACT(**settings)
 
 
+def test_a_whole_prompt_is_judged_in_generations_that_keep_it_and_see_it_at_once():
+    whole, causal = ACT(mode="full"), ACT(mode="causal")
+    for options in ({}, {"use_cache": True}, {"use_cache": None}):
+        whole.check_generation(options)
+    for options in ({"use_cache": False}, {"prefill_chunk_size": 4}):
+        causal.check_generation(options)
+        with pytest.raises(ConfigError, match="mode=full must"):
+            whole.check_generation(options)
+
+
 def test_a_file_brings_it_back():
     model = wb.wrap(tiny_model("llama"))
     content = {"name": "act", "alpha": 2.0, "beta": 0.5, "heads": [[0, 1]], "mode": "full"}

@@ -1,11 +1,16 @@
 """Attention knockout against rows worked by hand and an independent eager pass."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 import workbench as wb
+from tests.attention.test_streaming import make_inputs, reference
+from tests.interventions.test_running_columns import SPEC as MADE
 from tests.models.agreement import LIBRARY_WARNINGS, through_bridge, through_nnsight
 from tests.zoo import padded, random_tokens, tiny_model
+from workbench.attention.edits import AttentionCall
 from workbench.attention.statistics import ColumnMean
 from workbench.errors import ConfigError
 from workbench.interventions.knockout import KnockOut, _without
@@ -28,6 +33,27 @@ def test_a_learned_sink_takes_its_share_of_what_is_freed():
     pattern = torch.tensor([[[[0.3, 0.5]]]])
     hidden = torch.tensor([[[True, False]]])
     torch.testing.assert_close(_without(pattern, hidden, [0]), torch.tensor([[[[0.0, 0.5 / 0.7]]]]))
+
+
+def test_rows_without_a_hidden_key_keep_their_bits_though_they_sum_to_less_than_1():
+    row = [0.25, 0.5, 0.25 - 2.0**-24]
+    pattern, hidden = torch.tensor([[[row, row]]]), torch.zeros(1, 2, 3, dtype=torch.bool)
+    hidden[0, 1, 0] = True
+    assert _without(pattern, hidden, [0])[0, 0, 0].tolist() == row
+
+
+def test_behind_a_window_rows_and_keys_are_blocked_by_their_positions():
+    inputs = make_inputs(n_q=3, n_k=5)  # keys 4 ... 8, queries 6 ... 8
+    (edit,) = KnockOut.edges([(7, 5), (8, 4), (8, 8), (4, 0), (2, 1)], 9).plan(
+        replace(MADE, n_heads=4)
+    )
+    _, z, log_sum = reference(inputs)
+    found = edit.output(AttentionCall(0, inputs, log_sum.float(), None, 4), z.float())
+    visible = torch.ones(5, 5, dtype=torch.bool).tril()[2:]
+    visible[1, 1] = visible[2, 0] = visible[2, 4] = False
+    expected = reference(replace(inputs, causal=False, mask=visible[None, None]))[1]
+    torch.testing.assert_close(found, expected.float(), rtol=0, atol=2e-6)
+    assert (found - z).abs().amax(dim=(0, 2, 3))[1:].min() > 0.01
 
 
 def eager_logits(family, tokens, edges, heads=None, mask=None):

@@ -200,3 +200,20 @@ def test_the_damped_mass_leaves_padding_out():
         found = statistics_of_pattern(pattern, mass, valid)["mass"]
         close(found[1], statistics_of_pattern(alone, mass)["mass"][0], 1e-5)
         close(found[0], statistics_of_pattern(pattern[:1], mass)["mass"][0], 1e-5)
+
+
+@pytest.mark.parametrize("mode", ["causal", "full"])
+def test_a_last_key_is_judged_by_its_one_row_by_hand(mode):
+    # Key 1 has received 0.55 in one row, above 1 / 2.
+    pattern = torch.tensor([[[[1.0, 0.0], [0.45, 0.55]]]])
+    found = statistics_of_pattern(pattern, {"mass": DampedMass(ACT(1.0, mode=mode))})["mass"]
+    close(found, torch.tensor([[0.55]]), 1e-7)
+
+
+def test_sums_begin_where_a_cache_that_they_have_not_seen_has_let_keys_go():
+    part = made(1)[:, :, 6:10, 4:10]
+    call = TiledCall(6, 4, torch.tensor([-4]), torch.tensor([10]), lambda *_: part, lambda: part)
+    columns = running_columns.RunningColumns()
+    columns.open(call)
+    block = PatternBlock(part, *(slice(0, size) for size in part.shape), None)
+    close(columns.advance(running_columns.Place(call, block), part), part.cumsum(dim=2))

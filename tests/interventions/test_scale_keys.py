@@ -5,7 +5,7 @@ import torch
 
 import workbench as wb
 from tests.interventions.test_pattern_edits import N_POS, captured, mixed
-from tests.zoo import random_tokens, tiny_model
+from tests.zoo import padded, random_tokens, tiny_model
 from workbench.interventions.scale_keys import ScaleKeys, scale_columns
 
 
@@ -38,3 +38,22 @@ def test_scaled_keys_say_how_much_they_amplify_rounding():
     for factor, gain in ((4.0, 1.0), (0.25, 4.0)):
         # z is divided by 1 + (factor - 1) * weight, which lies between factor and 1.
         assert ScaleKeys((0,), factor).plan(spec)[0].gain == gain
+
+
+@pytest.mark.parametrize("factor", [0.5, 1.0, 2.0])
+def test_only_a_factor_of_1_changes_nothing(factor):
+    spec = wb.wrap(tiny_model("gpt2")).spec
+    assert len(ScaleKeys((0,), factor).plan(spec)) == (0 if factor == 1.0 else spec.n_layers)
+    assert not ScaleKeys((), factor).plan(spec)
+
+
+@pytest.mark.parametrize("lengths", [[1, 1], [6, 1]], ids=["one token", "padded to one"])
+def test_a_prompt_s_only_key_is_scaled_against_a_learned_sink(lengths):
+    model = wb.wrap(tiny_model("gpt_oss", attn_implementation="eager"))
+    tokens, mask = padded(random_tokens(2, lengths[0]), lengths, "left")
+    stock = model.capture(tokens, ["L0.pattern"], attention_mask=mask)["L0.pattern"]
+    with model.edit(ScaleKeys((0,), 3.0)):
+        found = model.capture(tokens, ["L0.pattern"], attention_mask=mask)["L0.pattern"]
+    weight = stock[1, :, -1, -1]
+    assert ((weight > 0.1) & (weight < 0.9)).any()  # the sink has the rest
+    torch.testing.assert_close(found[1, :, -1, -1], 3 * weight / (1 + 2 * weight))
