@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from probes.reachability_epsilon import epsilon_curve, epsilon_interval
 
-PUBLISHED = Path("/work/shared/data/reference/magic_words/results_deep_dive_falcon-7b_dive1.csv")
+SHARED = Path(__file__).parents[3] / "shared" / "data"
+PUBLISHED = SHARED / "reference" / "magic_words" / "results_deep_dive_falcon-7b_dive1.csv"
 
 
 def test_curve_counts_the_pairs_that_no_control_of_at_most_k_reaches():
@@ -28,7 +29,7 @@ def test_curve_never_rises_and_ends_at_the_share_not_reached(lengths):
 def test_published_rows_give_the_published_share():
     # Card section 4: 616 uniform targets on Falcon-7b, 46.43 % within 10 tokens.
     if not PUBLISHED.exists():
-        pytest.skip(f"needs {PUBLISHED}")
+        pytest.skip(f"needs shared/data/reference ({PUBLISHED.name})")
     with PUBLISHED.open(encoding="utf-8", newline="") as lines:
         rows = list(csv.DictReader(lines))
     k = [int(row["prompt_length"]) if row["prompt_correct"] == "True" else -1 for row in rows]
