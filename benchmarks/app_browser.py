@@ -10,7 +10,6 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -39,9 +38,9 @@ def serving(*line: str) -> Iterator[str]:
     try:
         end = time.monotonic() + START_SECONDS
         while time.monotonic() < end:
-            with suppress(OSError), urllib.request.urlopen(f"{address}/_stcore/health"):
+            with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1.0):
                 break
-            time.sleep(0.1)  # between two questions to a server that is starting
+            time.sleep(0.1)  # between two knocks at a server that is starting
         yield address
     finally:
         server.terminate()
