@@ -43,6 +43,7 @@ ATTACK: dict[str, int] = {"context": 96, "n_attacked": 2, "t": 6, "problems": 16
 
 
 def attack_bench() -> Any:
+    """The demo model with 16 contexts and targets drawn for it: (bench, problems, descent), for every peer."""
     import torch
 
     import workbench as wb
@@ -67,6 +68,7 @@ def attack_bench() -> Any:
 
 
 def batched(at_most: int | None, memory_mb: int = 1024) -> Work:
+    """Ours: all problems at once or ``at_most`` so many, under a memory budget in MB; counts forced tokens."""
     from dataclasses import replace
 
     from probes.activation_attacks_solve import Report, solve
@@ -92,6 +94,7 @@ def plain_loop() -> Work:
     places = list(problems[0].cell.positions)
 
     def attack(context: torch.Tensor, target: torch.Tensor) -> int:
+        """How many of the target's tokens ``[t]`` are forced behind a context ``[pos]``, at best."""
         tokens = torch.cat([context, target[:-1]])[None]
         change = torch.zeros(len(places), model.config.n_embd, requires_grad=True)
         optimizer = torch.optim.Adam([change], lr=descent.lr)
@@ -251,6 +254,7 @@ def _row(
 
 
 def main() -> None:
+    """Measure the sections, print, and write a record of each kind after every section."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("sections", nargs="*", default=list(SECTIONS), choices=list(SECTIONS))
     parser.add_argument("--rounds", type=int, default=3)

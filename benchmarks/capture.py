@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from capture_methods import METHODS, PEERS, SHAPE, WITHOUT_HEAD
-from peaks import gpt2_bytes, gpt2_flops, least_seconds, peak_bandwidth, peak_flops
+from peaks import gpt2_bytes, gpt2_flops, limits
 from record import OURS, OUT, Row, ratios, spread, versions_of, write_record
 from resident import forget_peak, memory_mb
 
@@ -134,26 +134,20 @@ def limit_rows(n_pos: int, found: dict[str, Any], threads: int, reference: str) 
     import torch
 
     torch.set_num_threads(threads)
-    peak = peak_flops(), peak_bandwidth()
     flops = gpt2_flops(SHAPE, n_pos, unembed=True)
     n_bytes = gpt2_bytes(SHAPE, unembed=True)
-    least = least_seconds(flops, n_bytes, peak)
     plain = statistics.median(found[reference]["seconds"])
-    says = {
-        "arithmetic": f"{flops / 1e9:,.0f} GFLOP at {peak[0] / 1e9:,.0f} GFLOP/s, a matrix product's rate",
-        "bandwidth": f"{n_bytes / 1e6:,.0f} MB of weights at {peak[1] / 1e9:.1f} GB/s, adding two arrays",
-    }
     return [
         Row(
             name=f"T = {n_pos}",
             peer=f"least by {kind}",
             threads=threads,
             shape=f"GPT-2 small, {SHAPE['n_layer']} layers, {SHAPE['vocab_size']:,} words, batch 1",
-            median=least[kind],
+            median=seconds,
             unit="s",
-            note=f"{what}; the plain forward takes {plain / least[kind]:.3g} times it",
+            note=f"{how}; the plain forward takes {plain / seconds:.3g} times it",
         )
-        for kind, what in says.items()
+        for kind, (seconds, how) in limits(flops, n_bytes).items()
     ]
 
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from generate_methods import CASES, METHODS, PEERS, SAME_EDIT, WHY
-from peaks import gpt2_bytes, gpt2_flops, least_seconds, peak_bandwidth, peak_flops
+from peaks import gpt2_bytes, gpt2_flops, limits
 from record import OUT, Row, ratios, read_record, spread, write_record
 from resident import memory_mb
 
@@ -180,22 +180,16 @@ def limit_rows(case: dict[str, Any], shape: str, threads: int) -> list[Row]:
     cached = case["n_pos"] + case["n_new"] // 2
     flops = gpt2_flops(sizes, 1, unembed=True, cached=cached, batch=batch)
     n_bytes = gpt2_bytes(sizes, unembed=True, cached=cached, batch=batch)
-    peak = peak_flops(), peak_bandwidth()
-    least = least_seconds(flops, n_bytes, peak)
-    says = {
-        "arithmetic": f"{flops / 1e9:.2f} GFLOP a step at {peak[0] / 1e9:,.0f} GFLOP/s, a matrix product's rate",
-        "bandwidth": f"{n_bytes / 1e6:,.0f} MB a step at {peak[1] / 1e9:.1f} GB/s, adding two arrays",
-    }
     return [
         Row(
             name=f"decode, no edit; {shape}",
             peer=f"most by {kind}",
             threads=threads,
-            median=batch / least[kind],
+            median=batch / seconds,
             unit="tokens / s",
-            note=what,
+            note=f"a step: {how}",
         )
-        for kind, what in says.items()
+        for kind, (seconds, how) in limits(flops, n_bytes).items()
     ]
 
 

@@ -83,6 +83,23 @@ def gpt2_bytes(
     return float(WORD * (weights + logits + batch * cached * shape["n_layer"] * 2 * width))
 
 
+def limits(flops: float, n_bytes: float) -> dict[str, tuple[float, str]]:
+    """Seconds that a pass takes at least on this machine, and how they come about, by what bounds it.
+
+    Args:
+        flops: Of the pass.
+        n_bytes: That it must read.
+    """
+    peak = peak_flops(), peak_bandwidth()
+    least = least_seconds(flops, n_bytes, peak)
+    products = f"{flops / 1e9:,.3g} GFLOP at {peak[0] / 1e9:,.0f} GFLOP/s, a matrix product's rate"
+    reading = f"{n_bytes / 1e6:,.0f} MB at {peak[1] / 1e9:.1f} GB/s, adding two arrays"
+    return {
+        "arithmetic": (least["arithmetic"], products),
+        "bandwidth": (least["bandwidth"], reading),
+    }
+
+
 def least_seconds(flops: float, n_bytes: float, peak: tuple[float, float]) -> dict[str, float]:
     """What a pass takes at least: by arithmetic, by bandwidth, and the larger of the two.
 

@@ -150,6 +150,7 @@ def row_of(
 
 
 def main() -> None:
+    """Measure, print and write the record; the options are in the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--longest", type=int, default=16384)
     parser.add_argument("--rounds", type=int, default=3)

@@ -86,6 +86,7 @@ def bench_bigram(config: BigramBackcopyConfig, rounds: int) -> dict[str, Any]:
 
 
 def scan_snap_ours(config: ScanSnapConfig, law: ClassLaw) -> tuple[Callable[[Batch], float], Any]:
+    """Our run in float64, in parts: what learns from a batch and returns its loss, and what draws one."""
     weights = first_weights(config, config.seed, torch.float64)
     rate = torch.tensor([config.lr_z], dtype=torch.float64)
     climb = Ascent(config.optimizer, (rate * config.lr_ratio, rate), config.momentum)
@@ -106,6 +107,7 @@ def scan_snap_ours(config: ScanSnapConfig, law: ClassLaw) -> tuple[Callable[[Bat
 
 
 def bench_scan_snap(config: ScanSnapConfig, rounds: int, steps: int) -> dict[str, Any]:
+    """Ours against the loop; both learn from the same eight batches first and must have the same losses."""
     law = class_law(config)
     size = (config.batch_size, config.n_pos - 1)
     our_step, draw = scan_snap_ours(config, law)
@@ -158,6 +160,7 @@ def bench_seeds(config: BigramBackcopyConfig, rounds: int) -> dict[str, Any]:
     law = make_law(read_counts())
 
     def one_run(seed: int) -> float:
+        """Train one seed as a bare loop does; returns its last loss in nats."""
         model = make_model(config.model(law.d_vocab), seed)
         groups = [
             {
@@ -220,6 +223,7 @@ def bench_bigram_data(n_rows: int, n_pos: int, rounds: int) -> dict[str, Any]:
 
 
 def main() -> None:
+    """Measure, print and write the record; the options are in the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)

@@ -237,9 +237,9 @@ def test_operations_of_a_decoded_step_are_what_one_more_position_adds(load):
 
 
 def test_decoding_is_bound_by_what_a_step_must_read_and_multiply(load, monkeypatch):
-    generate = load("generate")
-    monkeypatch.setattr(generate, "peak_flops", lambda: 1e9)
-    monkeypatch.setattr(generate, "peak_bandwidth", lambda: 1e6)
+    generate, peaks = load("generate"), load("peaks")
+    monkeypatch.setattr(peaks, "peak_flops", lambda: 1e9)
+    monkeypatch.setattr(peaks, "peak_bandwidth", lambda: 1e6)
     model = {"n_layer": 2, "n_embd": 8, "vocab_size": 11}
     rows = generate.limit_rows({"model": model, "batch": 3, "n_pos": 6, "n_new": 2}, "x", 1)
     words = 2 * 12 * 64 + 8 * 11  # of weights: blocks and unembedding
