@@ -15,6 +15,7 @@ from probes.active_dormant_ablation import (
     rows_at_once,
 )
 from tests.probes.dormant_models import small_tokens, toy
+from tests.probes.stopped import Stopped
 from tests.zoo import padded, random_tokens, tiny_model
 from workbench.context import Context
 from workbench.models.base import Site
@@ -195,22 +196,14 @@ def test_every_row_has_its_own_head():
 
 
 def test_finished_layers_are_not_measured_again():
-    kept = {}
-
-    def keep(name, compute):
-        if name not in kept:
-            if len(kept) == stop:
-                raise KeyboardInterrupt
-            kept[name] = compute()
-        return kept[name]
-
+    keep = Stopped(after=4)
     model, tokens = wb.wrap(toy()), small_tokens(4)
-    context, stop = Context(batch_size=2, keep=keep), 4
+    context = Context(batch_size=2, keep=keep)
     with pytest.raises(KeyboardInterrupt):
         ablate_all_heads(model, tokens, context, n_rows=6)
-    first, stop = dict(kept), -1
+    first, keep.after = dict(keep.kept), None
     found = ablate_all_heads(model, tokens, context, n_rows=6)
-    assert {name: kept[name] for name in first} == first
-    assert len(kept) == 2 * (1 + 2)  # by batch: the intact loss, and two layers
+    assert {name: keep.kept[name] for name in first} == first
+    assert len(keep.kept) == 2 * (1 + 2)  # by batch: the intact loss, and two layers
     expected = ablate_all_heads(model, tokens, Context(), n_rows=6)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)

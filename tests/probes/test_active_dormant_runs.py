@@ -6,6 +6,7 @@ import torch
 import workbench as wb
 from probes.active_dormant import ActiveDormantConfig, measure_active_dormant
 from tests.probes.planted_switch import domains
+from tests.probes.stopped import Stopped
 from tests.zoo import padded, random_tokens, tiny_model
 from workbench.context import Context
 from workbench.errors import ConfigError, DataError
@@ -74,23 +75,16 @@ def test_a_padded_prompt_counts_as_it_does_alone():
 
 
 def test_progress_counts_layers_and_a_killed_run_goes_on():
-    kept, seen = {}, []
-
-    def keep(name, compute):
-        if name not in kept:
-            if len(kept) == stop:
-                raise KeyboardInterrupt
-            kept[name] = compute()
-        return kept[name]
+    keep, seen = Stopped(after=5), []
 
     def progress(done, total):
         seen.append((done, total))
 
-    model, tokens, stop = wb.wrap(tiny_model("gpt2")), random_tokens(8, 8), 5
+    model, tokens = wb.wrap(tiny_model("gpt2")), random_tokens(8, 8)
     context = domains(4, 4, batch_size=4, keep=keep, progress=progress)
     with pytest.raises(KeyboardInterrupt):
         measure_active_dormant(model, tokens, ActiveDormantConfig(), context)
-    stop = -1
+    keep.after = None
     seen.clear()
     found = measure_active_dormant(model, tokens, ActiveDormantConfig(), context)
     assert seen == [(n, 6) for n in range(1, 7)]  # two batches: activity and two layers each
