@@ -59,13 +59,9 @@ lint: $(STAMP)
 	@$(BIN)/mypy
 
 # Every benchmark writes its numbers into benchmarks/out; those replace the kept ones, and the
-# page and its pictures (which need Chromium) are drawn from them.
-BENCHES = $(filter-out %/render.py %/agreement.py,$(shell grep -l __main__ benchmarks/*.py))
-
+# pages and pictures (which need Chromium) are drawn from them.
 bench: $(STAMP)
-	@for file in $(BENCHES); do echo $$file; $(BIN)/python $$file || exit 1; done
-	@$(BIN)/python benchmarks/render.py --adopt --figures
-	@$(BIN)/python benchmarks/agreement.py
+	@$(BIN)/python benchmarks/everything.py
 
 # Links that lead nowhere and pages that nothing leads to are errors.
 docs: $(STAMP)

@@ -2,10 +2,10 @@
 
 Each page is run as Streamlit runs it, without a browser, in a process that has served a page
 before (the first request of a server also imports Streamlit's own parts). "empty caches" reads
-the store anew; "again" is what a person meets who goes back and forth. With ``--browser`` each page
-is also opened in Chromium (``app_browser.py``).
+the store anew; "again" is what a person meets who goes back and forth. Where there is a Chromium each page
+is also opened in it (``app_browser.py``).
 
-    python benchmarks/app.py [--results 5000] [--store DIR] [--browser]
+    python benchmarks/app.py [--results 5000] [--store DIR] [--no-browser]
 """
 
 import argparse
@@ -96,7 +96,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--results", type=int, default=5000)
     parser.add_argument("--store", type=Path)
-    parser.add_argument("--browser", action="store_true", help="also as Chromium paints them")
+    parser.add_argument(
+        "--browser",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="also as Chromium paints them, where there is one",
+    )
     given = parser.parse_args()
     # This file's folder comes first on the path, and in it this file is called app.
     sys.path.remove(str(Path(__file__).resolve().parent))
@@ -127,16 +132,14 @@ def main() -> None:
         pages = [*OWN, *registry.probe_names()]
         for page in pages:
             rows += rows_of(page, st.cache_resource.clear)
-        if given.browser:
-            rows += rows_in_browser(store, pages)
+        painted = rows_in_browser(store, pages) if given.browser else []
     write_record(
         "app",
-        rows,
-        command=f"python benchmarks/app.py --results {given.results}"
-        + " --browser" * given.browser,
+        [*rows, *painted],
+        command=f"python benchmarks/app.py --results {given.results}",
         ratio_means="not compared with anything: no other program shows these pages",
         conditions=f"{given.results} results; {REPEATS} visits of a page"
-        + ", without a browser" * (not given.browser),
+        + ", without a browser" * (not painted),
         packages=("torch", "streamlit", "plotly"),
     )
 

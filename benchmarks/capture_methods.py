@@ -115,6 +115,8 @@ WITHOUT_HEAD = {
     "workbench: sinks + value norms + residual norms",
 }
 """These do less work than the others and are compared with each other."""
+LONGEST_OF_MAPS = 2048
+"""Of the peers that keep whole patterns only plain eager is run on longer prompts."""
 PEERS = {
     "TransformerBridge, patterns only": "transformer-lens",
     "TransformerBridge, full cache": "transformer-lens",

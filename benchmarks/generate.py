@@ -5,6 +5,7 @@ process; for peak memory each runs once more in a process of its own. A hook on 
 time of every forward pass: the first is the prompt's, the others are decoded tokens. Methods that make
 the same edit must agree in their first logits and in every token before anything is reported.
 
+    python benchmarks/generate.py                       # all cases, and the memory of one
     python benchmarks/generate.py --case short --rounds 5 --threads 1
     python benchmarks/generate.py --case long-batch --rounds 2 --methods stock "zerotuning score" nnsight
     python benchmarks/generate.py --case long --rounds 0 --memory
@@ -16,6 +17,7 @@ measured in parts.
 import argparse
 import dataclasses
 import multiprocessing
+import statistics
 import time
 from importlib.metadata import version
 from multiprocessing.connection import Connection
@@ -27,6 +29,10 @@ from peaks import gpt2_bytes, gpt2_flops, limits
 from record import OUT, Row, ratios, read_record, spread, write_record
 from resident import memory_mb
 
+ROUNDS = {"short": 5, "short-batch": 3, "long": 3, "long-batch": 2}
+"""Every case of the page, and its rounds where none are given."""
+WITH_MEMORY = ("long",)
+"""Cases whose peak memory is on the page."""
 TOLERANCE = 1e-3
 """How far first logits of one edit may lie apart (they are about 10)."""
 
@@ -156,6 +162,7 @@ def rows_of(
                 )
                 for kind in ("cpu", "wall")
             )
+            stock = [per_run / each[f"{part}_wall"] for each in rounds["stock"]]
             rows.append(
                 Row(
                     **identity(name, part, shape),
@@ -163,7 +170,7 @@ def rows_of(
                     unit="tokens / s",
                     **spread(speeds),
                     **cpu,
-                    limit=1.0,
+                    limit=statistics.median(stock),
                     distance=1.0 / cpu["ratio"],
                     note=f"by wall time {wall['ratio']:.2f}" + WHY.get(name, ""),
                 )
@@ -223,20 +230,13 @@ def identity(method: str, part: str, shape: str) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    """Measure, print and write the record; the options are in the module's docstring."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--case", choices=list(CASES), default="short")
-    parser.add_argument("--rounds", type=int, default=3, help="0: peak memory alone")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
-    parser.add_argument("--memory", action="store_true", help="peak memory too, one process each")
-    parser.add_argument("-o", "--output", type=Path, default=OUT / "generate.json")
-    arguments = parser.parse_args()
-    if "stock" not in arguments.methods:
-        parser.error("--methods must have stock, to which the others are compared")
-    case = CASES[arguments.case]
+def measure_case(name: str, arguments: argparse.Namespace) -> None:
+    """Measure one case, put its rows into the record and print them."""
+    case = CASES[name]
     shape = f"{case['model']['n_layer']} layers, T={case['n_pos']}, batch {case['batch']}, {case['n_new']} new"
+    arguments = argparse.Namespace(**vars(arguments))
+    if arguments.rounds is None:
+        arguments.rounds = ROUNDS.get(name, 3)
     kept = read_record(arguments.output)["rows"] if arguments.output.is_file() else []
     rows = []
     if arguments.rounds:
@@ -245,30 +245,55 @@ def main() -> None:
         rows = rows_of(rounds, case, shape, arguments.threads)
         rows += limit_rows(case, shape, arguments.threads)
     kept = merged(kept, rows)
-    if arguments.memory:
+    if arguments.memory or (not arguments.case and name in WITH_MEMORY):
         kept = with_peaks(kept, shape, peaks(arguments, case))
         rows = [row for row in kept if row.name.endswith(f"; {shape}")]
+    given = f"{arguments.rounds} rounds in turn"
+    if not arguments.case:
+        given = "rounds in turn: " + ", ".join(f"{n} of {each}" for each, n in ROUNDS.items())
     write_record(
         "generate",
         kept,
-        command=f"python benchmarks/generate.py --case {arguments.case}",
+        command="python benchmarks/generate.py"
+        + "".join(f" --case {each}" for each in arguments.case or ()),
         ratio_means="tokens a CPU second over those of stock `generate`, which is the limit",
         better="higher",
-        conditions=f"{arguments.rounds} rounds in turn; peak memory is that of the whole process",
+        conditions=f"{given}; peak memory is that of the whole process",
         packages=("torch", "transformers", "transformer-lens", "nnsight"),
         path=arguments.output,
     )
     print(f"{shape}, {arguments.threads} thread(s), {arguments.rounds} rounds")
     for row in rows:
-        if row.ratio is None:
-            print(f"  {row.name} {row.peer}: {row.median:.1f} tokens/s; {row.note}")
-            continue
-        print(
-            f"  {row.name} {row.peer:32s} {row.median:8.1f} tokens/s [{row.least:.1f}, {row.most:.1f}], "
-            f"x{row.ratio:.3f} of stock in CPU time [{row.ratio_least:.3f}, {row.ratio_most:.3f}], {row.note}"
-            + (f", {row.peak_memory:.0f} MiB" if row.peak_memory else ""),
-            flush=True,
-        )
+        print(line_of(row), flush=True)
+
+
+def line_of(row: Row) -> str:
+    """One row as it is printed."""
+    if row.ratio is None:
+        return f"  {row.name} {row.peer}: {row.median:.1f} tokens/s; {row.note}"
+    return (
+        f"  {row.name} {row.peer:32s} {row.median:8.1f} tokens/s [{row.least:.1f}, {row.most:.1f}], "
+        f"x{row.ratio:.3f} of stock in CPU time [{row.ratio_least:.3f}, {row.ratio_most:.3f}], {row.note}"
+        + (f", {row.peak_memory:.0f} MiB" if row.peak_memory else "")
+    )
+
+
+def main() -> None:
+    """Measure, print and write the record; the options are in the module's docstring."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument(
+        "--case", action="append", choices=list(CASES), help="repeat; default: all of the page"
+    )
+    parser.add_argument("--rounds", type=int, default=None, help="0: peak memory alone")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
+    parser.add_argument("--memory", action="store_true", help="peak memory too, one process each")
+    parser.add_argument("-o", "--output", type=Path, default=OUT / "generate.json")
+    arguments = parser.parse_args()
+    if "stock" not in arguments.methods:
+        parser.error("--methods must have stock, to which the others are compared")
+    for name in arguments.case or ROUNDS:
+        measure_case(name, arguments)
 
 
 if __name__ == "__main__":

@@ -7,8 +7,8 @@ must choose the same heads, or the script fails. Questions that do not fit the m
 counted. What has been measured is kept by layer beside the output, so that a long case can be run in
 parts; a case whose parts are all there goes into the output, in the place of what stood there for it:
 
-    python benchmarks/head_filter.py --shared ../shared
-    python benchmarks/head_filter.py --shared ../shared --case "demo sst2 900" --seconds 200
+    python benchmarks/head_filter.py
+    python benchmarks/head_filter.py --shared ../shared --case "demo agnews 400" --seconds 200
 """
 
 import argparse
@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from record import OUT, Row, read_record, write_record
+from record import OUT, Row, not_here, read_record, write_record
 
 CASES = {
     "demo sst2 900": ("demo", "sst2", "sst2_train.jsonl", 900),
@@ -28,6 +28,9 @@ CASES = {
     "stories260K sst2 300": ("models/stories260K", "sst2", "sst2_train.jsonl", 300),
 }
 """Model, task, file of questions and how many of them, by name."""
+WHOLE = ("demo sst2 100", "demo sst2 900")
+"""What is measured without options: minutes; the others take the better part of an hour."""
+SHARED = Path(__file__).parents[2] / "shared"
 NAIVE = "one head at a time"
 WAYS = (NAIVE, "workbench, race=exact", "workbench, race=margin")
 BATCH_SIZE = 16
@@ -87,6 +90,11 @@ def parts_of(model: Any, questions: list[Any]) -> dict[str, Callable[[dict[str, 
     return {f"{NAIVE}, stock": stock, **by_layer, **races}
 
 
+def parts_file(case: str) -> Path:
+    """Where the parts of a case are kept until all are there."""
+    return OUT / "head_filter" / f"{case}.json"
+
+
 def measure_case(case: str, shared: Path, until: float) -> list[Row]:
     """Measure the parts that are still missing; the rows of the case, none while some are."""
     import workbench as wb
@@ -94,7 +102,7 @@ def measure_case(case: str, shared: Path, until: float) -> list[Row]:
     path, task, data, limit = CASES[case]
     model = wb.load("demo" if path == "demo" else str(shared / "data" / path))
     questions, n_long = questions_of(model, task, shared / "data" / "tasks" / data, limit)
-    file = OUT / "head_filter" / f"{case}.json"
+    file = parts_file(case)
     file.parent.mkdir(parents=True, exist_ok=True)
     done: dict[str, Part] = json.loads(file.read_text()) if file.exists() else {}
     for name, measure in parts_of(model, questions).items():
@@ -147,13 +155,17 @@ def rows_of(name: str, shape: str, done: dict[str, Part], note: str) -> list[Row
 def main() -> None:
     """Measure, print and write the record; the options are in the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--shared", type=Path, required=True, help="holds data/tasks, data/models")
-    parser.add_argument("--case", action="append", choices=CASES, help="repeat; default: all")
+    parser.add_argument("--shared", type=Path, default=SHARED, help="holds data/tasks, data/models")
+    parser.add_argument(
+        "--case", action="append", choices=CASES, help=f"repeat; default: {', '.join(WHOLE)}"
+    )
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no part later")
     parser.add_argument("-o", "--output", type=Path, default=OUT / "head_filter.json")
     arguments = parser.parse_args()
     until = time.monotonic() + arguments.seconds
-    for case in arguments.case or CASES:
+    if not (arguments.shared / "data" / "tasks").is_dir():
+        not_here(f"{arguments.shared} must hold data/tasks, which is not there; give --shared")
+    for case in arguments.case or WHOLE:
         new = measure_case(case, arguments.shared, until)
         if not new:
             raise SystemExit(f"{case}: not all parts are measured; run it again to go on")
@@ -161,12 +173,13 @@ def main() -> None:
         write_record(
             "head_filter",
             [row for row in old if row.name != new[0].name] + new,
-            command="python benchmarks/head_filter.py --shared ../shared",
+            command="python benchmarks/head_filter.py",
             ratio_means="how many times fewer layer-forwards than one head at a time",
             better="higher",
             conditions="one round, batches of 16, one thread; cases in runs of their own",
             path=arguments.output,
         )
+        parts_file(case).unlink()
 
 
 if __name__ == "__main__":

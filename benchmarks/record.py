@@ -16,16 +16,25 @@ import json
 import os
 import platform
 import statistics
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 OUT = Path(__file__).parent / "out"
 RESULTS = Path(__file__).parent / "results"
 OURS = "workbench"
 """How the name of a peer begins that is this project."""
+NOT_HERE = 77
+"""Exit code of a benchmark that lacks something here: a GPU, files."""
+
+
+def not_here(why: str) -> NoReturn:
+    """End a benchmark that lacks something here, and say what, in one line."""
+    print(why, file=sys.stderr)
+    raise SystemExit(NOT_HERE)
 
 
 @dataclass(frozen=True, kw_only=True)

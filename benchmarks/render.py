@@ -1,8 +1,10 @@
 """``docs/benchmarks.md`` from the hand-written sections in ``page/`` and the numbers in ``results/``.
 
 A section holds ``<!-- table: NAME -->`` where the table of ``results/NAME.json`` belongs, and
-``<!-- figure: NAME -->`` where its picture does. Numbers that no section asks for get a section of
-their own at the end, so that nothing measured is left out.
+``<!-- figure: NAME -->`` where its picture does. A number in a sentence is asked for as well, so that it is
+the table's: ``{{NAME / row / who / ratio}}``, where stars may stand for what differs, and several rows give
+"least to most". Numbers that no section asks for get a section of their own at the end, so that nothing
+measured is left out.
 
     python benchmarks/render.py              # the page
     python benchmarks/render.py --adopt      # what out/ holds becomes the kept numbers first
@@ -14,6 +16,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +31,7 @@ IMAGES = ROOT / "docs" / "images"
 TIE = 1.10
 """Ratios closer than this are a tie on the machines these numbers come from."""
 
+VALUE = re.compile(r"\{\{([^{}]+)\}\}")
 PLACE = re.compile(r"^<!-- (table|figure): ([\w-]+) -->$", re.MULTILINE)
 
 
@@ -48,8 +52,27 @@ def render_page() -> str:
         kind, name = found.groups()
         return table(records[name]) if kind == "table" else f"![{name}](images/{picture(name)})"
 
+    text = VALUE.sub(lambda found: value(records, found[1]), text)
     head = "<!-- Made by benchmarks/render.py from benchmarks/page and benchmarks/results. -->\n"
     return head + PLACE.sub(fill, text)
+
+
+def value(records: dict[str, dict[str, Any]], asked: str) -> str:
+    """A number for a sentence: ``"record / row / who / entry"``, of all rows that fit."""
+    parts = asked.split(" / ")
+    if len(parts) != 4:
+        raise SystemExit(f"a sentence asks for {asked!r}; it must be record / row / who / entry")
+    record, name, who, entry = parts
+    found = [
+        getattr(row, entry)
+        for row in records.get(record, {"rows": ()})["rows"]
+        if fnmatchcase(row.name, name) and fnmatchcase(row.peer, who)
+    ]
+    known = [each for each in found if each is not None]
+    if not known:
+        raise SystemExit(f"a sentence asks for {asked!r}; no row has it")
+    ends = [number(min(known)), number(max(known))]
+    return ends[0] if ends[0] == ends[1] else " to ".join(ends)
 
 
 def picture(name: str) -> str:
@@ -172,14 +195,15 @@ def beaten_by(row: Row, rows: Sequence[Row], better: str) -> Row | None:
 
 
 def adopt() -> None:
-    """Copy what was measured to the kept numbers; a file of another form is named and left."""
+    """What was measured becomes the kept numbers; a file of another form is named and left."""
     for path in sorted(OUT.glob("*.json")):
         try:
             read_record(path)
         except (KeyError, TypeError, ValueError) as error:
             print(f"{path.name} is no record and is left out: {error}", file=sys.stderr)
             continue
-        shutil.copyfile(path, RESULTS / path.name)
+        shutil.move(path, RESULTS / path.name)
+    (OUT / "ended.txt").unlink(missing_ok=True)  # all is to be measured the next time
 
 
 def main() -> None:

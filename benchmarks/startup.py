@@ -15,6 +15,10 @@ from pathlib import Path
 
 from record import OUT, Row, ratios, spread, write_record
 
+BARE = "an interpreter that does nothing"
+LIMITS = {"workbench run, computed": "import torch, transformers' GPT-2"}
+"""What must be done at least; a command that is not named needs the bare interpreter."""
+
 
 def commands(folder: Path) -> dict[str, list[str]]:
     """The commands by what they show; the cached run needs the store the warm-up fills."""
@@ -22,6 +26,7 @@ def commands(folder: Path) -> dict[str, list[str]]:
     run = [*workbench, "run", "attention-sinks", "--model", "demo", "--data", "builtin:natural"]
     run += ["--n-pos", "64", "--json", "--store", str(folder)]
     return {
+        BARE: [*python, "pass"],
         "import torch": [*python, "import torch"],
         "import torch, transformers' GPT-2": [*python, "from transformers import GPT2LMHeadModel"],
         "workbench --help": [*workbench, "--help"],
@@ -53,9 +58,13 @@ def main() -> None:
             for name, command in each.items():
                 times[name].append(seconds(command))
     base = times["import torch"]
+    middle = {name: statistics.median(found) for name, found in times.items()}
+    limits = {
+        name: middle[LIMITS.get(name, BARE)] if "workbench" in name else None for name in times
+    }
     for name, found in times.items():
         print(
-            f"{name:36s} {statistics.median(found):6.2f} s ({min(found):.2f}-{max(found):.2f})"
+            f"{name:36s} {middle[name]:6.2f} s ({min(found):.2f}-{max(found):.2f})"
             f"  x{ratios(found, base)['ratio']:.2f} of import torch"
         )
     write_record(
@@ -67,6 +76,8 @@ def main() -> None:
                 unit="s",
                 **spread(found),
                 **ratios(found, base),
+                limit=(least := limits[name]),
+                distance=middle[name] / least if least else None,
             )
             for name, found in times.items()
         ],

@@ -2,7 +2,8 @@
 
 The stores are filled without waiting for the disk (``fill``), since a store's size is what is measured; their
 results are small and differ in key, probe, model, time and numbers. Every figure is a median of rounds in a
-fresh process's second call, wall and CPU seconds beside each other.
+fresh process's second call, wall and CPU seconds beside each other. The limit of a verb is what its bytes cost
+without us: plain files of the same sizes are read, or written, flushed and moved.
 
     python benchmarks/store.py --sizes 1000 10000 100000
 
@@ -12,11 +13,13 @@ when it is called again; stores in a folder that was given are measured as they 
 
 import argparse
 import contextlib
+import dataclasses
 import hashlib
 import math
+import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -98,6 +101,42 @@ def timed(name: str, shape: str, work: Callable[[], object], rounds: int) -> lis
     return rows
 
 
+def read_files(store: Store, numbers: Iterable[int], names: Sequence[str]) -> None:
+    """Read every byte of some results' files."""
+    for number in numbers:
+        for name in names:
+            (store.folder(key_of(number)) / name).read_bytes()
+
+
+def write_files(files: dict[str, bytes], place: Path) -> None:
+    """Write files into a new folder, flush them to the disk, and move the folder to its name."""
+    folder = Path(tempfile.mkdtemp(dir=place))
+    for name, content in files.items():
+        with (folder / name).open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    moved = folder.rename(folder.with_suffix(".moved"))
+    for holder in (moved, place):
+        descriptor = os.open(holder, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)
+
+
+def with_limits(rows: list[Row], least: dict[str, Callable[[], object]], rounds: int) -> list[Row]:
+    """Rows of wall time with what their bytes cost by themselves."""
+    found = {}
+    for name, work in least.items():
+        work()
+        found[name] = timed(f"{name}: its bytes alone", rows[0].shape or "", work, rounds)[0].median
+    return [
+        dataclasses.replace(row, limit=found[row.name], distance=row.median / found[row.name])
+        if row.unit == "s" and row.name in found
+        else row
+        for row in rows
+    ]
+
+
 def measure(folder: Path, size: int, rounds: int) -> list[Row]:
     """Every verb on a store of one size, which is filled first."""
     store, shape = Store(folder), f"{size} results"
@@ -132,7 +171,23 @@ def measure(folder: Path, size: int, rounds: int) -> list[Row]:
     for name, work in verbs.items():
         work()
         rows += timed(name, shape, work, rounds)
-    return rows
+    with tempfile.TemporaryDirectory(dir=folder.parent) as place:
+        return with_limits(rows, least_work(store, size, Path(place)), rounds)
+
+
+def least_work(store: Store, size: int, place: Path) -> dict[str, Callable[[], object]]:
+    """What the bytes of a verb cost by themselves."""
+    some, files = range(0, size, max(1, size // 100)), (MANIFEST, DOCUMENT, ARRAYS)
+    written = {name: (store.folder(key_of(0)) / name).read_bytes() for name in files}
+    return {
+        "rebuild": lambda: read_files(store, range(size), files[:2]),
+        "list, all": store.catalogue.path.read_bytes,
+        "get, 100 keys": lambda: read_files(store, some, files[:2]),
+        "get by a prefix, 100 keys": lambda: read_files(store, some, files[:2]),
+        "find (every byte checked), 100 keys": lambda: read_files(store, some, files),
+        "publish": lambda: write_files(written, place),
+        "publish, then list 20 newest": lambda: write_files(written, place),
+    }
 
 
 def main() -> None:
