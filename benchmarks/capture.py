@@ -29,7 +29,6 @@ WHY = (
     "pattern is written and read once"
 )
 """Why reading costs more than a plain forward."""
-TIE = 1.10
 PACKAGES = ("torch", "transformers", "transformer-lens", "nnsight", "interp-engine")
 
 
@@ -122,8 +121,6 @@ def rows_of(n_pos: int, found: dict[str, Any], threads: int, reference: str) -> 
         least_work = plain[", no unembedding" if peer in WITHOUT_HEAD else ""]
         limit = statistics.median(least_work["seconds"])
         distance = statistics.median(each["seconds"]) / limit
-        # The page compares ratios round by round, which is another median.
-        behind = ratio["ratio"] / ratios(least_work["seconds"], base["seconds"])["ratio"]
         rows.append(
             Row(
                 **about,
@@ -134,7 +131,7 @@ def rows_of(n_pos: int, found: dict[str, Any], threads: int, reference: str) -> 
                 peak_memory=each.get("extra_mb"),
                 limit=limit,
                 distance=distance,
-                note=WHY if is_ours and max(distance, behind) > TIE else "",
+                why=WHY if is_ours else "",
             )
         )
     return rows

@@ -21,7 +21,6 @@ from record import NOT_HERE, OUT
 HERE = Path(__file__).parent
 OTHERS = ("everything", "render", "agreement")
 """Scripts that are no benchmarks: this one, and the two that draw the pages."""
-PAGES = (("render.py", "--adopt", "--figures"), ("agreement.py",))
 
 
 def benchmarks() -> list[str]:
@@ -38,14 +37,18 @@ def run(*line: str) -> int:
     return subprocess.run([sys.executable, str(HERE / line[0]), *line[1:]], check=False).returncode
 
 
+def ended() -> list[str]:
+    """Names of what has ended and is not adopted."""
+    notes = OUT / "ended.txt"
+    return notes.read_text(encoding="utf-8").split() if notes.exists() else []
+
+
 def measure(names: Sequence[str]) -> list[str]:
     """Run the benchmarks that have not ended yet; the names of those that failed."""
-    notes = OUT / "ended.txt"
     OUT.mkdir(parents=True, exist_ok=True)
-    ended = notes.read_text(encoding="utf-8").split() if notes.exists() else []
     failed = []
     for number, name in enumerate(names, 1):
-        if name in ended:
+        if name in ended():
             say(f"{name} ({number} of {len(names)}): measured before this run was stopped")
             continue
         say(f"{name} ({number} of {len(names)})")
@@ -59,7 +62,7 @@ def measure(names: Sequence[str]) -> list[str]:
             failed.append(name)
         else:
             say(f"{name}: {seconds:.0f} s")
-            with notes.open("a", encoding="utf-8") as file:
+            with (OUT / "ended.txt").open("a", encoding="utf-8") as file:
                 file.write(name + "\n")
     return failed
 
@@ -76,7 +79,10 @@ def main() -> int:
     names = parser.parse_args().names or benchmarks()
     try:
         failed = measure(names)
-        failed += [line[0] for line in PAGES if run(*line)]
+        pages = [("agreement.py",), ("render.py", "--figures")]
+        if ended():  # of a benchmark that failed nothing is kept
+            pages[1] += ("--adopt", *ended())
+        failed += [line[0] for line in pages if run(*line)]
     except KeyboardInterrupt:
         say("stopped; what has ended is in benchmarks/out, and the same command goes on after it")
         return 130

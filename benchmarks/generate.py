@@ -172,7 +172,8 @@ def rows_of(
                     **cpu,
                     limit=statistics.median(stock),
                     distance=1.0 / cpu["ratio"],
-                    note=f"by wall time {wall['ratio']:.2f}" + WHY.get(name, ""),
+                    note=f"by wall time {wall['ratio']:.2f}",
+                    why=WHY.get(name, {}).get(part, ""),
                 )
             )
     return rows

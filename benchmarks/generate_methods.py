@@ -154,10 +154,21 @@ METHODS: dict[str, Callable[[dict[str, Any]], tuple[Any, Run]]] = {
     "TransformerBridge": bridge,
     "nnsight": nnsight,
 }
+TILES = "the weight of every key changes, so a prompt runs in tiles and not in the fused kernel"
+A_TOKEN = "the hook point's own steps in every layer"
 WHY = {
-    "zerotuning score": "; eager attention costs less than SDPA's call on short prompts, and nnsight's loop leaves "
-    "out what generate does between tokens"
+    "zerotuning score": {
+        "whole": "eager attention costs less than SDPA's call on short prompts",
+        "decode": "eager attention costs less a token than SDPA's call, and nnsight's own loop leaves out what "
+        "generate does between tokens",
+    },
+    "zerotuning key": {
+        "whole": "a product with the first key and a mask of its own in every layer",
+        "decode": "a product with the first key and a mask of its own in every layer",
+    },
+    "act causal": {"whole": TILES, "decode": A_TOKEN},
+    "act full": {"whole": TILES, "decode": A_TOKEN},
 }
-"""Where others may be ahead of ours, and of stock ``generate`` as well: why."""
+"""Where others may be ahead of ours, or stock ``generate`` is: why, for a whole run and for decoding."""
 SAME_EDIT = ("zerotuning score", "eager, edited pattern", "TransformerBridge", "nnsight")
 PEERS = {"TransformerBridge": "transformer-lens", "nnsight": "nnsight"}

@@ -27,6 +27,8 @@ OUT = Path(__file__).parent / "out"
 RESULTS = Path(__file__).parent / "results"
 OURS = "workbench"
 """How the name of a peer begins that is this project."""
+TIE = 1.10
+"""Ratios closer than this are a tie on the machines these numbers come from."""
 NOT_HERE = 77
 """Exit code of a benchmark that lacks something here: a GPU, files."""
 
@@ -69,7 +71,9 @@ class Row:
     distance: float | None = None
     """How many times worse than the limit."""
     note: str = ""
-    """What must be known to read the row. Where we lose: that, and why."""
+    """What must be known to read the row."""
+    why: str = ""
+    """Why ours is behind, to be said where it is."""
     points: Sequence[tuple[float, float]] = ()
     """Size and median, where the row is a fit over sizes."""
 

@@ -22,15 +22,12 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from record import OUT, RESULTS, Row, read_record
+from record import OUT, RESULTS, TIE, Row, read_record
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "benchmarks.md"
 SECTIONS = Path(__file__).parent / "page"
 IMAGES = ROOT / "docs" / "images"
-TIE = 1.10
-"""Ratios closer than this are a tie on the machines these numbers come from."""
-
 VALUE = re.compile(r"\{\{([^{}]+)\}\}")
 PLACE = re.compile(r"^<!-- (table|figure): ([\w-]+) -->$", re.MULTILINE)
 
@@ -70,7 +67,7 @@ def value(records: dict[str, dict[str, Any]], asked: str) -> str:
     ]
     known = [each for each in found if each is not None]
     if not known:
-        raise SystemExit(f"a sentence asks for {asked!r}; no row has it")
+        return "(not measured)"
     ends = [number(min(known)), number(max(known))]
     return ends[0] if ends[0] == ends[1] else " to ".join(ends)
 
@@ -168,11 +165,21 @@ COLUMNS: dict[str, Callable[[Row], str]] = {
 
 
 def note(row: Row, rows: Sequence[Row], better: str) -> str:
-    """The row's note; a row of ours that another beats begins with the name of that one."""
+    """The row's note; a row of ours that another beats begins with the name of that one, and why."""
     winner = beaten_by(row, rows, better)
-    if winner is None:
-        return row.note
-    return f"**behind {winner.peer}**: {row.note}"
+    ahead = winner.peer if winner else "the reference" if behind_reference(row, better) else None
+    behind = f"**behind {ahead}**: {row.why}" if ahead else ""
+    return "; ".join(filter(None, (behind, row.note)))
+
+
+def behind_reference(row: Row, better: str) -> bool:
+    """Whether ours is worse than what ratios are taken of, by more than a tie.
+
+    Of rows that could be behind alone, those with a ``why``: the reference of others is no rival.
+    """
+    if not (row.is_ours and row.why and row.ratio):
+        return False
+    return (row.ratio if better == "lower" else 1 / row.ratio) > TIE
 
 
 def beaten_by(row: Row, rows: Sequence[Row], better: str) -> Row | None:
@@ -194,9 +201,17 @@ def beaten_by(row: Row, rows: Sequence[Row], better: str) -> Row | None:
     return best[1] if best else None
 
 
-def adopt() -> None:
-    """What was measured becomes the kept numbers; a file of another form is named and left."""
+def adopt(names: Sequence[str]) -> None:
+    """What was measured becomes the kept numbers; a file of another form is named and left.
+
+    Args:
+        names: Of the benchmarks that have ended; none: whatever lies there.
+    """
     for path in sorted(OUT.glob("*.json")):
+        if names and not any(
+            path.stem == name or path.stem.startswith(f"{name}_") for name in names
+        ):
+            continue
         try:
             read_record(path)
         except (KeyError, TypeError, ValueError) as error:
@@ -209,10 +224,12 @@ def adopt() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--figures", action="store_true", help="draw the pictures as well")
-    parser.add_argument("--adopt", action="store_true", help="keep what benchmarks/out holds")
+    parser.add_argument(
+        "--adopt", nargs="*", metavar="BENCHMARK", help="keep what benchmarks/out holds of these"
+    )
     arguments = parser.parse_args()
-    if arguments.adopt:
-        adopt()
+    if arguments.adopt is not None:
+        adopt(arguments.adopt)
     PAGE.write_text(render_page(), encoding="utf-8")
     if arguments.figures:
         from figures import draw_all

@@ -3,13 +3,14 @@
 One size is varied, the others stay; each point is the median CPU time of some rounds, in which the
 methods take turns. The exponent is the slope of log time on log size by least squares, over all points;
 its residual is the root mean square in log time (0.05: points lie 5 % off the line). The memory is the
-peak resident set of a run beyond what the process had before it.
+peak resident set of a run beyond what its process, one a point, had before it.
 
     python benchmarks/scaling.py --longest 16384
 """
 
 import argparse
 import math
+import multiprocessing
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from record import OUT, Row, versions_of, write_record
+from record import OURS, OUT, Row, ratios, versions_of, write_record
 from resident import forget_peak, memory_mb
 
 import workbench as wb
@@ -32,9 +33,7 @@ WHY = (
     "every tile of the pattern is written and read once, where the fused kernel keeps it in registers, "
     "and in this small model attention is nearly all there is"
 )
-"""Why reading grows faster than a plain forward."""
-LEAST_MB = 8.0
-"""Less is what the allocator happens to have at hand."""
+"""Why reading costs more than a plain forward."""
 
 
 @dataclass(frozen=True)
@@ -90,27 +89,50 @@ PEERS: dict[str, Callable[[Size], Callable[[], Any]]] = {
 }
 
 
-def measure(size: Size, rounds: int) -> dict[str, tuple[float, float]]:
-    """Median CPU seconds and peak memory in MB of each peer that can run this size."""
-    works = {
-        peer: build(size)
-        for peer, build in PEERS.items()
-        if not (peer.startswith("eager") and size.n_pos > EAGER_LONGEST)
-    }
+def able(size: Size) -> list[str]:
+    """Peers that can run this size."""
+    return [peer for peer in PEERS if not peer.startswith("eager") or size.n_pos <= EAGER_LONGEST]
+
+
+def measure(size: Size, rounds: int) -> dict[str, list[float]]:
+    """CPU seconds of the rounds of each peer that can run this size."""
+    works = {peer: PEERS[peer](size) for peer in able(size)}
     seconds: dict[str, list[float]] = {peer: [] for peer in works}
-    memory: dict[str, float] = {}
     with torch.no_grad():
-        for peer, work in works.items():
-            before = memory_mb("VmRSS")
-            forget_peak()
+        for work in works.values():
             work()
-            memory[peer] = max(memory_mb("VmHWM") - before, 0.0)
         for _ in range(rounds):
             for peer, work in works.items():
                 start = time.process_time()
                 work()
                 seconds[peer].append(time.process_time() - start)
-    return {peer: (statistics.median(seconds[peer]), memory[peer]) for peer in works}
+    return seconds
+
+
+def peak_of(peer: str, size: Size, threads: int) -> float:
+    """Peak memory in MB of one run, in a process that has done a small one."""
+    torch.set_num_threads(threads)
+    with torch.no_grad():
+        PEERS[peer](replace(size, n_pos=16))()
+        work = PEERS[peer](size)
+        before = memory_mb("VmRSS")
+        forget_peak()
+        kept = work()
+        peak = memory_mb("VmHWM") - before
+    del kept
+    return max(peak, 0.1)
+
+
+def peaks(size: Size, threads: int) -> dict[str, list[float]]:
+    """Peak memory of each peer that can run this size, each in a process of its own.
+
+    A fork of this one, which must not have run a model: what that leaves at hand would not be counted.
+    """
+    context, found = multiprocessing.get_context("fork"), {}
+    for peer in able(size):
+        with context.Pool(1) as pool:
+            found[peer] = [pool.apply(peak_of, (peer, size, threads))]
+    return found
 
 
 def slope(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
@@ -123,28 +145,32 @@ def slope(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
     return exponent, math.sqrt(statistics.mean(value * value for value in off))
 
 
-def row_of(
-    axis: str,
-    peer: str,
-    shape: str,
-    points: list[tuple[float, float]],
-    plain: list[tuple[float, float]],
-) -> Row:
-    """A fit over sizes; the ratio is taken at the largest size."""
+def row_of(axis: str, peer: str, shape: str, curves: dict[str, dict[float, list[float]]]) -> Row:
+    """A fit over sizes; the ratio is that of the rounds at the largest size.
+
+    Args:
+        axis: What grows.
+        peer: Whose row.
+        shape: Of what stays.
+        curves: What was measured, by peer and size.
+    """
+    is_ours = peer.startswith(OURS)
+    points = [(size, statistics.median(values)) for size, values in curves[peer].items()]
     exponent, residual = slope(points)
     last, _ = slope(points[-2:])
+    largest = points[-1][0]
     sizes = ", ".join(f"{x:g}: {y:.3g}" for x, y in points)
-    why = f"{WHY}; " if axis == "n_pos" and peer.startswith("workbench") else ""
     return Row(
         name=axis,
         peer=peer,
-        version=versions_of("transformers")["transformers"],
+        version=None if is_ours else versions_of("transformers")["transformers"],
         shape=shape,
         threads=torch.get_num_threads(),
         median=exponent,
         unit="exponent",
-        ratio=points[-1][1] / dict(plain)[points[-1][0]],
-        note=f"{why}residual {residual:.2f}, last step {last:.2f}; {sizes}",
+        **ratios(curves[peer][largest], curves[next(iter(PEERS))][largest]),
+        note=f"residual {residual:.2f}, last step {last:.2f}; {sizes}",
+        why=WHY if is_ours else "",
         points=points,
     )
 
@@ -168,32 +194,35 @@ def main() -> None:
         "batch": [Size(batch=batch, n_pos=256) for batch in (1, 2, 4, 8, 16)],
     }
     rows: list[Row] = []
+    memory = {size: peaks(size, arguments.threads) for sizes in axes.values() for size in sizes}
+    print("memory: measured", flush=True)
     for axis, sizes in axes.items():
-        found = {}
-        for size in sizes:
-            found[getattr(size, axis)] = measure(size, arguments.rounds)
-            print(f"{axis} = {getattr(size, axis)}", flush=True)
+        seconds = {size: measure(size, arguments.rounds) for size in sizes}
         fixed = ", ".join(
-            f"{key} {value}" for key, value in asdict(replace(sizes[0])).items() if key != axis
+            f"{key} {value}" for key, value in asdict(sizes[0]).items() if key != axis
         )
-        for kind, what in enumerate(("", ", peak memory in MB")):
+        for what, found in (("", seconds), (", peak memory in MB", memory)):
             curves = {
-                peer: [(float(x), each[peer][kind]) for x, each in found.items() if peer in each]
+                peer: {
+                    float(getattr(size, axis)): each[peer]
+                    for size in sizes
+                    if peer in (each := found[size])
+                }
                 for peer in PEERS
             }
-            for peer, points in curves.items():
-                if kind:
-                    points = [point for point in points if point[1] >= LEAST_MB]
-                if kind and (axis != "n_pos" or len(points) < 3):
-                    continue  # memory only where it is the question, and could be measured
-                rows.append(row_of(axis + what, peer, fixed, points, curves[next(iter(PEERS))]))
-                print(f"  {axis + what:16s} {peer:34s} {rows[-1].median:.2f}  {rows[-1].note}")
+            for peer in PEERS:
+                rows.append(row_of(axis + what, peer, fixed, curves))
+                print(
+                    f"{axis + what:28s} {peer:34s} {rows[-1].median:.2f}  {rows[-1].note}",
+                    flush=True,
+                )
     write_record(
         "scaling",
         rows,
         command=f"python benchmarks/scaling.py --longest {arguments.longest}",
         ratio_means="CPU time (or peak memory) at the largest size, over the plain forward's",
-        conditions=f"medians of {arguments.rounds} rounds of CPU time, methods in turn in one process",
+        conditions=f"medians of {arguments.rounds} rounds of CPU time, methods in turn in one process; "
+        "memory of one run in a process of its own",
         packages=("torch", "transformers"),
         path=arguments.output,
     )

@@ -67,17 +67,34 @@ def test_where_we_lose_the_row_says_why(path, record, render):
     kept = record.read_record(path)
     for row in kept["rows"]:
         winner = render.beaten_by(row, kept["rows"], kept["better"])
-        assert winner is None or len(row.note) > 20, f"{row.name}: {winner.peer} is ahead; say why"
+        assert winner is None or len(row.why) > 20, f"{row.name}: {winner.peer} is ahead; say why"
 
 
 def test_a_row_that_loses_is_marked(record, render):
-    ours = record.Row(name="a", peer="workbench", ratio=1.5, note="because")
+    ours = record.Row(name="a", peer="workbench", ratio=1.5, why="because", note="by hand")
     theirs = record.Row(name="a", peer="other", ratio=1.2)
     elsewhere = record.Row(name="b", peer="other", ratio=0.1)
-    assert render.note(ours, [ours, theirs, elsewhere], "lower") == "**behind other**: because"
-    assert render.note(ours, [ours, theirs, elsewhere], "higher") == "because"
+    assert render.note(ours, [ours, theirs], "lower") == "**behind other**: because; by hand"
+    assert render.note(ours, [ours, theirs, elsewhere], "higher") == "by hand"
     tie = record.Row(name="a", peer="other", ratio=1.4)
-    assert render.note(ours, [ours, tie], "lower") == "because"
+    assert "other" not in render.note(ours, [ours, tie], "lower")
+
+
+@pytest.mark.parametrize(
+    ("ratio", "better", "why", "said"),
+    [
+        (0.8, "higher", "because", "**behind the reference**: because"),
+        (0.95, "higher", "because", ""),
+        (1.2, "lower", "because", "**behind the reference**: because"),
+        (1.2, "higher", "because", ""),
+        (0.8, "higher", "", ""),  # the reference is no rival
+    ],
+)
+def test_a_row_that_loses_to_the_reference_alone_is_marked(
+    ratio, better, why, said, record, render
+):
+    row = record.Row(name="a", peer="workbench", ratio=ratio, why=why)
+    assert render.note(row, [row], better) == said
 
 
 def test_the_slower_cpu_time_counts_where_there_is_no_ratio(record, render):
@@ -120,7 +137,7 @@ def test_only_records_are_adopted(tmp_path, monkeypatch, capsys, record, render)
     rows = [record.Row(name="a", peer="workbench", ratio=1.0)]
     record.write_record("good", rows, command="c", ratio_means="r", path=out / "good.json")
     (out / "other.json").write_text('{"peers": {}}')
-    render.adopt()
+    render.adopt([])
     assert [path.name for path in results.iterdir()] == ["good.json"]
     assert "other.json" in capsys.readouterr().err
 

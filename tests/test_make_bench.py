@@ -51,7 +51,7 @@ def test_one_that_fails_stops_no_other_and_is_named(everything, capsys):
     everything.add("c", "record.not_here('a GPU must be there; none is')")
     everything.add("d")
     assert everything.main() == 1
-    assert everything.ran() == ["a", "b", "c", "d", "render", "agreement"]
+    assert everything.ran() == ["a", "b", "c", "d", "agreement", "render"]
     said = capsys.readouterr().err
     assert "b: failed with exit code 3" in said
     assert "failed: b;" in said
@@ -64,7 +64,7 @@ def test_what_has_ended_is_not_measured_again_when_a_run_was_stopped(everything,
     everything.measure(["a", "b"])
     everything.add("b")
     assert everything.main() == 0
-    assert everything.ran() == ["a", "b", "b", "render", "agreement"]
+    assert everything.ran() == ["a", "b", "b", "agreement", "render"]
 
 
 def test_a_run_that_is_stopped_says_how_it_goes_on(everything, monkeypatch, capsys):
@@ -84,7 +84,7 @@ def test_some_can_be_named(everything, monkeypatch):
     everything.add("b")
     monkeypatch.setattr(sys, "argv", ["everything.py", "b"])
     assert everything.main() == 0
-    assert everything.ran() == ["b", "render", "agreement"]
+    assert everything.ran() == ["b", "agreement", "render"]
 
 
 def test_adopting_ends_a_run(load, tmp_path, monkeypatch):
@@ -97,9 +97,32 @@ def test_adopting_ends_a_run(load, tmp_path, monkeypatch):
     rows = [record.Row(name="a", peer="workbench", ratio=1.0)]
     record.write_record("one", rows, command="c", ratio_means="r", path=out / "one.json")
     (out / "ended.txt").write_text("one\n")
-    render.adopt()
+    render.adopt([])
     assert [path.name for path in results.iterdir()] == ["one.json"]
     assert list(out.iterdir()) == []
+
+
+def test_of_a_benchmark_that_failed_nothing_is_adopted(everything, load, monkeypatch):
+    everything.add("a")
+    everything.add("b", "record.write_record('b', [], command='', ratio_means=''); sys.exit(1)")
+    asked = []
+    run = everything.run
+    monkeypatch.setattr(everything, "run", lambda *line: asked.append(line) or run(*line))
+    assert everything.main() == 1
+    assert asked[-1] == ("render.py", "--figures", "--adopt", "a")
+
+
+def test_a_benchmark_may_write_records_that_begin_with_its_name(load, tmp_path, monkeypatch):
+    render, record = load("render"), load("record")
+    out, results = tmp_path / "out", tmp_path / "results"
+    out.mkdir(), results.mkdir()
+    monkeypatch.setattr(render, "OUT", out)
+    monkeypatch.setattr(render, "RESULTS", results)
+    for name in ("a", "a_more", "ab", "b"):
+        record.write_record(name, [], command="c", ratio_means="r", path=out / f"{name}.json")
+    render.adopt(["a"])
+    assert sorted(path.name for path in results.iterdir()) == ["a.json", "a_more.json"]
+    assert sorted(path.name for path in out.iterdir()) == ["ab.json", "b.json"]
 
 
 def test_it_is_what_make_runs_and_it_knows_them_all(load):
@@ -130,12 +153,18 @@ def test_a_number_in_a_sentence_is_the_tables(load, asked, found):
     assert render.value({"one": {"rows": rows}}, asked) == found
 
 
-@pytest.mark.parametrize("asked", ["one / T = 3 / workbench / ratio", "two / * / * / ratio", "one"])
-def test_a_number_that_no_table_has_is_refused(load, asked):
+def test_a_number_that_no_table_has_is_said_to_be_missing(load):
+    """A peer that is not installed, a browser that is not there: the page is drawn all the same."""
     render, record = load("render"), load("record")
     rows = [record.Row(name="T = 1", peer="workbench", ratio=1.25)]
-    with pytest.raises(SystemExit, match="a sentence asks for"):
-        render.value({"one": {"rows": rows}}, asked)
+    for asked in ("one / T = 3 / workbench / ratio", "two / * / * / ratio", "one / * / * / median"):
+        assert render.value({"one": {"rows": rows}}, asked) == "(not measured)"
+    with pytest.raises(SystemExit, match="a sentence asks for 'one'"):
+        render.value({"one": {"rows": rows}}, "one")
+
+
+def test_every_number_of_the_kept_page_was_measured(load):
+    assert "(not measured)" not in load("render").render_page()
 
 
 def test_long_prompts_have_fewer_rounds_and_two_at_least(load):
