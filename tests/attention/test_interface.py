@@ -148,3 +148,13 @@ def test_attention_is_causal_unless_the_call_or_else_the_module_says_no(of_modul
     if of_module is not None:
         module.is_causal = of_module
     assert _is_causal(module, said) is expected
+
+
+def test_a_model_of_one_layer_begins_a_pass_with_every_call():
+    """What a pass shares is let go: masks of earlier passes would be kept for ever."""
+    session, module, (q, k, v) = one_layer()
+    held = []
+    for _ in range(2):
+        session.attend(module, q, k, v, None, 0.35, {})
+        held.append(session._shared)
+    assert held[0] is not held[1]

@@ -234,6 +234,13 @@ def test_intervention_files_that_do_not_fit(command, tiny_folder, tmp_path, cont
     assert failed.failed_with(words)
 
 
+def test_an_intervention_file_that_is_a_folder(command, tiny_folder, tmp_path):
+    path = tmp_path / "change.json"
+    path.mkdir()
+    failed = command("generate", "-m", tiny_folder, "--prompt", "a", "--intervention", path)
+    assert failed.failed_with("the intervention file must be readable", "is a directory")
+
+
 def test_no_token_at_all_is_wrong_usage(command, tiny_folder):
     done = command("generate", "-m", tiny_folder, "--prompt", "abc", "--max-new-tokens", "0")
     assert done.code == 2
