@@ -246,3 +246,23 @@ def test_gradients_flow_through_the_blocks():
     scores = (exact @ key.transpose(-1, -2) * 0.7).masked_fill(~inputs.visible(), -torch.inf)
     (scores.softmax(-1) @ value).square().sum().backward()
     torch.testing.assert_close(query.grad.double(), exact.grad, rtol=0, atol=1e-5)
+
+
+def test_small_tiles_are_of_one_prompt_one_group_of_heads_and_some_rows_and_end_with_an_error():
+    q, k, v = (torch.zeros(2, n, 10, 8) for n in (4, 2, 2))
+    inputs = AttentionInputs(q, k, v, None, 1.0)
+    whole = list(streaming._tiles(inputs, whole_heads=False))
+    with streaming.small_tiles(4):
+        tiles = list(streaming._tiles(inputs, whole_heads=False))
+    with pytest.raises(ZeroDivisionError), streaming.small_tiles(4):
+        _ = 1 / 0
+    assert len(whole) == 1
+    assert len(tiles) == 2 * 2 * 3
+    assert {tile.rows.stop - tile.rows.start for tile in tiles} == {4, 2}
+    assert {(tile.kv_heads.stop, tile.batches.stop) for tile in tiles} == {
+        (1, 1),
+        (2, 1),
+        (1, 2),
+        (2, 2),
+    }
+    assert list(streaming._tiles(inputs, whole_heads=False)) == whole

@@ -6,6 +6,7 @@ import torch
 
 from tests.models.agreement import LIBRARY_WARNINGS
 from tests.zoo import tiny_model
+from workbench.attention import streaming
 from workbench.attention.edits import AttentionEdit
 from workbench.errors import EngineError
 from workbench.models.base import Captured, Site
@@ -206,6 +207,19 @@ BREAKAGES = {
 def test_a_broken_model_fails(kind):
     checks = validate_model(kind(tiny_model("gpt2")))
     assert failed(checks) >= BREAKAGES[kind]
+
+
+def test_a_pattern_that_is_cut_wrongly_fails_although_these_prompts_fit_into_one_tile(monkeypatch):
+    whole = streaming._tiles
+
+    def without_the_last(inputs, *, whole_heads):
+        tiles = list(whole(inputs, whole_heads=whole_heads))
+        return tiles[: max(1, len(tiles) - 1)]
+
+    model = HuggingFaceModel(tiny_model("gpt2"))
+    assert not failed(validate_model(model))
+    monkeypatch.setattr(streaming, "_tiles", without_the_last)
+    assert failed(validate_model(model)) == {"streaming-equals-whole"}
 
 
 def test_ignored_right_padding_fails():

@@ -10,6 +10,7 @@ Card: attention_sink section 6, identity 7.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -24,6 +25,21 @@ to 4096; see docs/log.md."""
 TILE_ROWS = 128
 """Query rows in one tile: fewer make the matrix products slow."""
 MIN_TILE_ROWS = 16
+
+
+@contextmanager
+def small_tiles(n_rows: int) -> Iterator[None]:
+    """Inside, a tile is one prompt, the query heads of one key-value head and so many rows.
+
+    No number may depend on where a pattern is cut; ``workbench validate`` and tests look.
+    """
+    global TILE_FLOATS, TILE_ROWS
+    before = TILE_FLOATS, TILE_ROWS
+    TILE_FLOATS, TILE_ROWS = 1, n_rows
+    try:
+        yield
+    finally:
+        TILE_FLOATS, TILE_ROWS = before
 
 
 @dataclass(frozen=True)
