@@ -3,9 +3,9 @@
 #   make demo    run the probes on the embedded model, write demo/report.html
 #   make test    the test suite            make lint    formatting, style, types
 #   make browser the dashboard in Chromium  make coverage   the suite, and which lines ran
+#   make slow    the tests of minutes      make picture draw the README's picture
 #   make bench   measure speed and memory  make docs    the documentation site, into site/
-#   make picture draw the README's picture  make notebooks   run and save the notebooks
-#   make clean   remove what was made here
+#   make notebooks   run and save the notebooks  make clean   remove what was made here
 #
 # PYTHON=/path/to/python chooses the interpreter (3.11 or newer).
 
@@ -15,7 +15,7 @@ STAMP := $(VENV)/.installed
 TORCH := $(shell grep '^torch==' constraints.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test coverage browser lint bench docs picture notebooks clean
+.PHONY: help demo test slow coverage browser lint bench docs picture notebooks clean
 
 help:
 	@sed -n '3,8s/^# *//p' Makefile
@@ -45,7 +45,11 @@ FAST := -q -n auto -m "not slow and not gpu and not browser"
 test: $(STAMP)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(FAST)
 
-# The same, and which lines ran: a fifth slower.
+# What the fast suite leaves out for its time, pages of the documentation among it: half an hour and more.
+slow: $(STAMP)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "slow and not gpu and not browser"
+
+# The fast suite, and which lines ran: a fifth slower.
 coverage: $(STAMP)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(FAST) --cov --cov-report=term:skip-covered
 

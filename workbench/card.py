@@ -1,12 +1,20 @@
-"""How a result shows itself in a notebook: a short card, and under it the main figure."""
+"""How a result shows itself in a notebook: a short card, and under it the main figure; and its numbers everywhere."""
 
 import html
+import math
 from typing import TYPE_CHECKING
 
 from workbench.errors import WorkbenchError
 
 if TYPE_CHECKING:
     from workbench.result import Result
+
+
+def number_text(value: float) -> str:
+    """A number for a table or a headline."""
+    if math.isfinite(value) and value == int(value) and abs(value) < 1e15:
+        return str(int(value))
+    return f"{value:.4g}"
 
 
 def show(result: "Result") -> None:
@@ -43,7 +51,7 @@ def card(result: "Result", note: str = "") -> str:
 
     model = f" on {html.escape(result.model)}" if result.model else ""
     rows = "".join(
-        f"<tr><td>{html.escape(name)}</td><td style='text-align:right'>{value:.6g}</td></tr>"
+        f"<tr><td>{html.escape(name)}</td><td style='text-align:right'>{number_text(value)}</td></tr>"
         for name, value in result.metrics().items()
     )
     said = f"<div><i>{html.escape(note)}</i></div>" if note else ""

@@ -11,7 +11,8 @@ from app.components.asked import asked_by_job, asked_by_provenance
 from app.components.figures import show_figure
 from app.components.links import page_link
 from app.components.notebook import notebook
-from app.components.text import flat, moment, number, plain
+from app.components.text import flat, moment, plain
+from workbench.card import number_text
 from workbench.errors import WorkbenchError
 from workbench.result import SHORT_KEY, Result
 from workbench.store.catalogue import Entry
@@ -117,11 +118,14 @@ def _metrics(result: Result) -> None:
     metrics = result.metrics()
     with st.container(horizontal=True, gap="large"):
         for name, value in list(metrics.items())[:4]:
-            st.metric(plain(name.replace("_", " ")), number(value), width="content")
+            st.metric(plain(name.replace("_", " ")), number_text(value), width="content")
     if len(metrics) > 4:
         with st.expander(f"All {len(metrics)} numbers"):
             frame = pd.DataFrame(
-                {"metric": metrics.keys(), "value": [number(value) for value in metrics.values()]}
+                {
+                    "metric": metrics.keys(),
+                    "value": [number_text(value) for value in metrics.values()],
+                }
             )
             st.dataframe(frame, hide_index=True)
 

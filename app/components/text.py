@@ -1,6 +1,5 @@
 """Text of people and of models, shown as it is."""
 
-import math
 import re
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
@@ -20,13 +19,6 @@ def plain(text: str) -> str:
     """
     escaped = _MARKUP.sub(r"\\\1", " ".join(text.split()))
     return escaped.replace("\\:", f"\\:{_WORD_JOINER}")
-
-
-def number(value: float) -> str:
-    """A number for a table or a headline."""
-    if math.isfinite(value) and value == int(value) and abs(value) < 1e15:
-        return str(int(value))
-    return f"{value:.4g}"
 
 
 def moment(created: str | float) -> str:

@@ -10,7 +10,8 @@ from app import data, url
 from app.components import compare_figures as drawing
 from app.components.layout import page
 from app.components.result_view import MOST_OFFERED, label_of
-from app.components.text import number, plain
+from app.components.text import plain
+from workbench.card import number_text
 from workbench.errors import ConfigError, StoreError, WorkbenchError
 from workbench.result import Result
 
@@ -119,7 +120,7 @@ def _numbers(results: dict[str, Result], names: dict[str, str]) -> None:
     metrics = {names[key]: result.metrics() for key, result in results.items()}
     frame = pd.DataFrame(metrics)
     base = next(iter(metrics))
-    shown = frame.map(lambda value: "" if pd.isna(value) else number(float(value)))
+    shown = frame.map(lambda value: "" if pd.isna(value) else number_text(float(value)))
     for place, name in enumerate(list(metrics)[1:], start=2):
         gap = frame[name] - frame[base]
         shown[f"column {place} minus 1"] = gap.map(lambda v: "" if pd.isna(v) else f"{v:+.4g}")

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from workbench.card import number_text
 from workbench.cli import options as given
-from workbench.cli.console import message, number_text, print_json, print_table, reporting
+from workbench.cli.console import message, print_json, print_table, reporting
 from workbench.errors import UnknownNameError
 
 if TYPE_CHECKING:

@@ -1,12 +1,12 @@
 """What a person sees: results on stdout, messages and progress on stderr."""
 
 import json
-import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from workbench.card import number_text
 from workbench.errors import UnknownNameError
 
 if TYPE_CHECKING:
@@ -63,13 +63,6 @@ def print_table(
     with console.capture() as capture:
         console.print(table)
     sys.stdout.write(capture.get())
-
-
-def number_text(value: float) -> str:
-    """A number for a table."""
-    if math.isfinite(value) and value == int(value) and abs(value) < 1e15:
-        return str(int(value))
-    return f"{value:.4g}"
 
 
 def print_metrics(metrics: Mapping[str, float]) -> None:

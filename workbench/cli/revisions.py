@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from workbench.card import number_text
 from workbench.cli import options as given
-from workbench.cli.console import message, number_text, print_json, print_table, reporting
+from workbench.cli.console import message, print_json, print_table, reporting
 from workbench.errors import ConfigError, UnknownNameError
 
 if TYPE_CHECKING:

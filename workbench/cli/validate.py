@@ -5,8 +5,9 @@ from typing import Annotated, Any
 
 import typer
 
+from workbench.card import number_text
 from workbench.cli import options as given
-from workbench.cli.console import message, number_text, print_json, print_table
+from workbench.cli.console import message, print_json, print_table
 
 _MARKS = {True: "passed", False: "FAILED", None: "skipped"}
 
