@@ -256,11 +256,12 @@ def _row(
 def main() -> None:
     """Measure the sections, print, and write a record of each kind after every section."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("sections", nargs="*", default=list(SECTIONS), choices=list(SECTIONS))
+    parser.add_argument("sections", nargs="*", choices=[*SECTIONS, []], help="default: all")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("-o", "--output", type=Path, default=OUT)
     arguments = parser.parse_args()
+    arguments.sections = arguments.sections or list(SECTIONS)
     found: dict[str, list[Row]] = {"attacks_activations": [], "attacks_candidates": []}
     for name in arguments.sections:
         peers = measure(name, arguments.rounds, arguments.threads)

@@ -145,12 +145,13 @@ PARTS = {"overhead": overhead, "workers": workers, "machine": machine, "ray": ra
 def main() -> None:
     """Measure what was asked for and write the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], default=list(PARTS))
+    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="default: all")
     parser.add_argument("--most", type=int, default=10_000)
     parser.add_argument("--cells", type=int, default=12)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("-o", "--output", type=Path, default=OUT / "sweep.json")
     arguments = parser.parse_args()
+    arguments.parts = arguments.parts or list(PARTS)
     # This file's folder comes first on the path, and in it this file is called sweep.
     sys.path.remove(str(Path(__file__).resolve().parent))
     table, loads = Table(), []

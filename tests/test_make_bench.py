@@ -1,5 +1,6 @@
 """``make bench``: every benchmark to its end, whatever one of them does, and the page from what was found."""
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -201,3 +202,22 @@ def test_a_verb_of_the_store_stands_beside_what_its_bytes_cost(load, tmp_path):
         "a.json": b"{}",
         "b": b"12",
     }
+
+
+def test_every_benchmark_can_be_run_without_options(load, monkeypatch):
+    """As ``make bench`` calls it; an option that must be given, or a bad default, ends it at once."""
+
+    class ReadError(Exception):
+        pass
+
+    parse = argparse.ArgumentParser.parse_args
+
+    def read(parser, *given):
+        parse(parser, *given)
+        raise ReadError
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", read)
+    for name in load("everything").benchmarks():
+        monkeypatch.setattr(sys, "argv", [f"{name}.py"])
+        with pytest.raises(ReadError):
+            load(name).main()
