@@ -12,14 +12,13 @@ Methods run in processes of their own and are asked in turn; both must find the 
 """
 
 import argparse
-import multiprocessing
 import statistics
-import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import turns
 from record import OUT, Row, spread, write_record
 
 SHAPES: dict[str, dict[str, int]] = {
@@ -131,47 +130,38 @@ METHODS: dict[str, Callable[[argparse.Namespace], Callable[[Any], Any]]] = {
 
 
 def serve(name: str, arguments: argparse.Namespace, pipe: Connection) -> None:
-    """Run one method whenever asked; answer with wall and CPU seconds for one head."""
+    """Run one method whenever it is asked; says how many heads and ablations it has, and changes of loss."""
     import torch
 
-    torch.set_num_threads(arguments.threads)
-    run = METHODS[name](arguments)
-    shape = SHAPES[arguments.shape]
-    heads = arguments.naive_heads if name.startswith("naive") else shape["n_head"]
-    generator = torch.Generator().manual_seed(1)
-    size = (arguments.prompts, arguments.n_pos)
-    tokens = torch.randint(shape["vocab_size"], size, generator=generator)
+    def build() -> turns.Built:
+        torch.set_num_threads(arguments.threads)
+        run = METHODS[name](arguments)
+        shape = SHAPES[arguments.shape]
+        heads = arguments.naive_heads if name.startswith("naive") else shape["n_head"]
+        generator = torch.Generator().manual_seed(1)
+        size = (arguments.prompts, arguments.n_pos)
+        tokens = torch.randint(shape["vocab_size"], size, generator=generator)
+
+        def said(found: Any) -> turns.Answer:
+            return {"found": found[..., : arguments.naive_heads].tolist()}
+
+        return {"runs": 2 * shape["n_layer"] * heads}, lambda: run(tokens), said
+
     with torch.no_grad():
-        pipe.send("ready")
-        while pipe.recv() == "run":
-            start, cpu = time.perf_counter(), time.process_time()
-            found = run(tokens)
-            taken = time.perf_counter() - start, time.process_time() - cpu
-            n = 2 * shape["n_layer"] * heads
-            common = found[..., : arguments.naive_heads].tolist()
-            pipe.send({"seconds": taken[0] / n, "cpu": taken[1] / n, "found": common})
+        turns.serve(pipe, build)
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Interleaved rounds over all methods."""
-    context = multiprocessing.get_context("spawn")
-    workers, rows = {}, {}
-    for name in arguments.methods:
-        ours, theirs = context.Pipe()
-        process = context.Process(target=serve, args=(name, arguments, theirs), daemon=True)
-        process.start()
-        ours.recv()
-        workers[name], rows[name] = (process, ours), {"seconds": [], "cpu": []}
-    for _ in range(arguments.rounds):
-        for name, (_, pipe) in workers.items():
-            pipe.send("run")
-            answer = pipe.recv()
-            rows[name]["found"] = answer.pop("found")
-            for key, value in answer.items():
-                rows[name][key].append(value)
-    for process, pipe in workers.values():
-        pipe.send("stop")
-        process.join()
+    """Interleaved rounds over all methods; seconds are of one head and ablation."""
+    tasks = {name: (name, arguments) for name in arguments.methods}
+    rows = turns.in_turn(serve, tasks, arguments.rounds)
+    for name, row in rows.items():
+        if "error" in row:
+            raise SystemExit(f"{name}: {row['error']}")
+        runs = row.pop("runs")
+        for key in ("seconds", "cpu"):
+            row[key] = [taken / runs for taken in row[key]]
+        row["found"] = row["found"][-1]
     return rows
 
 

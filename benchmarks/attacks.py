@@ -9,14 +9,13 @@ resident set beyond what it had with the model loaded.
 """
 
 import argparse
-import multiprocessing
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import turns
 from attacks_candidates import BATCH, CANDIDATES, search_peers, sweep_peers
 from race import peak, products
 from record import OUT, Row, ratios, spread, versions_of, write_record
@@ -86,44 +85,16 @@ def batched(at_most: int | None, memory_mb: int = 1024) -> Work:
 
 
 def plain_loop() -> Work:
-    """What one writes first: a hook, torch's Adam, one problem after the other, early stop."""
-    import torch
+    """What one writes first (``reference/activation_attack_loop.py``)."""
+    from reference.activation_attack_loop import attack
 
     bench, problems, descent = attack_bench()
-    model = bench.model.model
-    places = list(problems[0].cell.positions)
-
-    def attack(context: torch.Tensor, target: torch.Tensor) -> int:
-        """How many of the target's tokens ``[t]`` are forced behind a context ``[pos]``, at best."""
-        tokens = torch.cat([context, target[:-1]])[None]
-        change = torch.zeros(len(places), model.config.n_embd, requires_grad=True)
-        optimizer = torch.optim.Adam([change], lr=descent.lr)
-
-        def perturb(module: Any, args: tuple[Any, ...]) -> Any:
-            hidden = args[0].clone()
-            hidden[:, places] += change
-            return (hidden, *args[1:])
-
-        best = 0
-        hook = model.transformer.h[0].register_forward_pre_hook(perturb)
-        try:
-            for _ in range(descent.steps + 1):
-                logits = model(tokens, use_cache=False).logits[0, len(context) - 1 :]
-                best = max(best, int((logits.argmax(-1) == target).sum()))
-                if best == len(target):
-                    break
-                loss = torch.nn.functional.cross_entropy(logits, target)
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-        finally:
-            hook.remove()
-        return best
+    model, places = bench.model.model, list(problems[0].cell.positions)
 
     def run() -> tuple[float, float]:
-        t = ATTACK["t"]
-        pairs = zip(bench.cases.contexts, bench.cases.targets[:, :t], strict=True)
-        forced = sum(attack(context, target) for context, target in pairs)
+        pairs = zip(bench.cases.contexts, bench.cases.targets[:, : ATTACK["t"]], strict=True)
+        options = {"steps": descent.steps, "lr": descent.lr}
+        forced = sum(attack(model, *pair, places, **options) for pair in pairs)
         return forced, forced
 
     return run
@@ -150,11 +121,11 @@ SECTIONS: dict[str, Section] = {
 
 
 def serve(section: str, name: str, threads: int, pipe: Connection) -> None:
-    """Run one peer whenever the coordinator asks; answer with amount, seconds and peak memory."""
+    """Run one peer whenever it is asked; says amount, peak memory and products once."""
     import torch
 
-    torch.set_num_threads(threads)
-    try:
+    def build() -> turns.Built:
+        torch.set_num_threads(threads)
         run = SECTIONS[section].peers[name]()
         before = memory_mb("VmRSS")
         forget_peak()
@@ -163,41 +134,15 @@ def serve(section: str, name: str, threads: int, pipe: Connection) -> None:
         flops = products(run) / done
         speed = peak(threads, torch.float32)
         told = {"done": done, "rows": rows, "extra_mb": extra_mb, "flops": flops, "peak": speed}
-        pipe.send(told)
-        while pipe.recv() == "run":
-            start, cpu = time.perf_counter(), time.process_time()
-            run()
-            pipe.send(
-                {
-                    "seconds": time.perf_counter() - start,
-                    "cpu": time.process_time() - cpu,
-                }
-            )
-    except Exception as error:  # a peer that fails is a row of the table
-        pipe.send({"error": f"{type(error).__name__}: {error}"[:200]})
+        return told, run, turns.nothing
+
+    turns.serve(pipe, build)
 
 
 def measure(section: str, rounds: int, threads: int) -> dict[str, Any]:
     """Interleaved rounds over the peers of a section."""
-    context = multiprocessing.get_context("spawn")
-    workers, rows = {}, {}
-    for name in SECTIONS[section].peers:
-        ours, theirs = context.Pipe()
-        process = context.Process(target=serve, args=(section, name, threads, theirs), daemon=True)
-        process.start()
-        rows[name] = ours.recv() | {"seconds": [], "cpu": []}
-        if "error" not in rows[name]:
-            workers[name] = (process, ours)
-    for _ in range(rounds):
-        for name, (_, pipe) in workers.items():
-            pipe.send("run")
-            answer = pipe.recv()
-            rows[name]["seconds"].append(answer["seconds"])
-            rows[name]["cpu"].append(answer["cpu"])
-    for process, pipe in workers.values():
-        pipe.send("stop")
-        process.join()
-    return rows
+    tasks = {name: (section, name, threads) for name in SECTIONS[section].peers}
+    return turns.in_turn(serve, tasks, rounds)
 
 
 def rows_of(section: str, peers: dict[str, Any], threads: int) -> list[Row]:

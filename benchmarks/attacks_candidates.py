@@ -108,8 +108,7 @@ def ours(shape: str, memory_mb: int) -> Work:
 
 def reference_loop(shape: str) -> Work:
     import torch
-
-    from benchmarks.reference.reachability_loop import search
+    from reference.reachability_loop import search
 
     network, tokenizer = build(shape)
 
@@ -192,8 +191,7 @@ def sweep(memory_mb: int) -> Work:
 
 def sweep_loop() -> Work:
     import torch
-
-    from benchmarks.reference.reachability_loop import losses
+    from reference.reachability_loop import losses
 
     network, tokenizer = build("demo")
     ids = problems_of("demo", tokenizer)[0][1]

@@ -12,13 +12,12 @@ Long prompts have fewer rounds, two at least: as many tokens as the rounds have 
 """
 
 import argparse
-import multiprocessing
 import statistics
-import time
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import turns
 from capture_methods import LONGEST_OF_MAPS, METHODS, PEERS, SHAPE, WITHOUT_HEAD
 from peaks import gpt2_bytes, gpt2_flops, limits
 from record import OURS, OUT, Row, ratios, spread, versions_of, write_record
@@ -33,63 +32,34 @@ PACKAGES = ("torch", "transformers", "transformer-lens", "nnsight", "interp-engi
 
 
 def serve(name: str, n_pos: int, threads: int, pipe: Connection) -> None:
-    """Run one method whenever the coordinator asks; answer with seconds and peak memory."""
+    """Run one method whenever it is asked; says its peak memory once."""
     import torch
 
-    torch.set_num_threads(threads)
-    try:
+    def build() -> turns.Built:
+        torch.set_num_threads(threads)
         run = METHODS[name]()
         tokens = torch.randint(
             SHAPE["vocab_size"], (1, n_pos), generator=torch.Generator().manual_seed(1)
         )
         before = memory_mb("VmRSS")
-        with torch.no_grad():
-            forget_peak()
-            kept = run(tokens)
-            extra = memory_mb("VmHWM") - before
-            del kept
-            pipe.send({"extra_mb": extra})
-            while pipe.recv() == "run":
-                start, cpu = time.perf_counter(), time.process_time()
-                kept = run(tokens)
-                taken = time.perf_counter() - start, time.process_time() - cpu
-                del kept
-                pipe.send({"seconds": taken[0], "cpu": taken[1]})
-    except ModuleNotFoundError as error:
-        pipe.send({"error": f"{error.name} is not installed"})
-    except Exception as error:  # a peer that fails is a row of the table
-        pipe.send({"error": f"{type(error).__name__}: {error}"[:200]})
+        forget_peak()
+        kept = run(tokens)
+        extra = memory_mb("VmHWM") - before
+        del kept
+        return {"extra_mb": extra}, lambda: run(tokens), turns.nothing
+
+    with torch.no_grad():
+        turns.serve(pipe, build)
 
 
 def measure(n_pos: int, rounds: int, threads: int, names: list[str]) -> dict[str, Any]:
     """Interleaved rounds over all methods at one length."""
-    context = multiprocessing.get_context("spawn")
-    workers = {}
-    rows: dict[str, Any] = {}
-    for name in names:
-        if n_pos > LONGEST_OF_MAPS and name in PEERS:
-            gigabytes = SHAPE["n_layer"] * SHAPE["n_head"] * n_pos**2 * 4 / 1e9
-            rows[name] = {"error": f"keeps the {gigabytes:.1f} GB of patterns that eager keeps"}
-            continue
-        ours, theirs = context.Pipe()
-        process = context.Process(target=serve, args=(name, n_pos, threads, theirs), daemon=True)
-        process.start()
-        answer = ours.recv()
-        if "error" in answer:
-            rows[name] = answer
-        else:
-            workers[name] = (process, ours)
-            rows[name] = {"seconds": [], "cpu": [], **answer}
-    for _ in range(rounds):
-        for name, (_, pipe) in workers.items():
-            pipe.send("run")
-            answer = pipe.recv()
-            rows[name]["seconds"].append(answer["seconds"])
-            rows[name]["cpu"].append(answer["cpu"])
-    for process, pipe in workers.values():
-        pipe.send("stop")
-        process.join()
-    return rows
+    too_long = {name for name in names if n_pos > LONGEST_OF_MAPS and name in PEERS}
+    tasks = {name: (name, n_pos, threads) for name in names if name not in too_long}
+    found = turns.in_turn(serve, tasks, rounds)
+    gigabytes = SHAPE["n_layer"] * SHAPE["n_head"] * n_pos**2 * 4 / 1e9
+    why = {"error": f"keeps the {gigabytes:.1f} GB of patterns that eager keeps"}
+    return {name: why if name in too_long else found[name] for name in names}
 
 
 def rounds_at(n_pos: int, rounds: int) -> int:

@@ -235,15 +235,14 @@ def measure_case(name: str, arguments: argparse.Namespace) -> None:
     """Measure one case, put its rows into the record and print them."""
     case = CASES[name]
     shape = f"{case['model']['n_layer']} layers, T={case['n_pos']}, batch {case['batch']}, {case['n_new']} new"
-    arguments = argparse.Namespace(**vars(arguments))
-    if arguments.rounds is None:
-        arguments.rounds = ROUNDS.get(name, 3)
+    rounds = ROUNDS.get(name, 3) if arguments.rounds is None else arguments.rounds
+    arguments = argparse.Namespace(**{**vars(arguments), "rounds": rounds})
     kept = read_record(arguments.output)["rows"] if arguments.output.is_file() else []
     rows = []
     if arguments.rounds:
-        rounds = measure(arguments, case)
-        agree(rounds)
-        rows = rows_of(rounds, case, shape, arguments.threads)
+        found = measure(arguments, case)
+        agree(found)
+        rows = rows_of(found, case, shape, arguments.threads)
         rows += limit_rows(case, shape, arguments.threads)
     kept = merged(kept, rows)
     if arguments.memory or (not arguments.case and name in WITH_MEMORY):

@@ -5,8 +5,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.scripts import benchmarks
+from tests.zoo import tiny_model
 
 RECORD = """
 import sys
@@ -221,3 +223,42 @@ def test_every_benchmark_can_be_run_without_options(load, monkeypatch):
         monkeypatch.setattr(sys, "argv", [f"{name}.py"])
         with pytest.raises(ReadError):
             load(name).main()
+
+
+def task(number, pipe):
+    """One of the processes below: says its number, then counts; the third fails when it is asked twice."""
+    import turns
+
+    asked = []
+
+    def run():
+        asked.append(number)
+        if number == 2 and len(asked) == 2:
+            raise ArithmeticError("twice")
+        return len(asked)
+
+    def build():
+        if number == 1:
+            import no_such_package  # noqa: F401
+        return {"number": number}, run, lambda result: {"count": result}
+
+    turns.serve(pipe, build)
+
+
+def test_methods_are_asked_in_turn_and_one_that_fails_is_said_to(load):
+    found = load("turns").in_turn(task, {"a": (0,), "b": (1,), "c": (2,)}, 3)
+    assert (found["a"]["number"], found["a"]["count"]) == (0, [1, 2, 3])
+    assert len(found["a"]["seconds"]) == len(found["a"]["cpu"]) == 3
+    assert found["b"] == {"error": "no_such_package is not installed"}
+    assert found["c"] == {"error": "ArithmeticError: twice"}
+
+
+def test_the_plain_loop_of_attacks_forces_a_token(load):
+    attack = load("reference.activation_attack_loop").attack
+    model = tiny_model("gpt2")
+    context = torch.arange(3, 11)
+    wanted = model(context[None]).logits[0, -1].argsort()
+    options = {"places": [6, 7], "lr": 0.3}
+    assert attack(model, context, wanted[-1:], **options, steps=0) == 1
+    assert attack(model, context, wanted[-5:-4], **options, steps=0) == 0
+    assert attack(model, context, wanted[-5:-4], **options, steps=60) == 1
