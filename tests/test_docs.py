@@ -59,6 +59,20 @@ def test_the_table_of_probes_is_complete():
     assert listed == [(probe.name, probe.paper) for probe in load_probes()]
 
 
+def test_the_guide_reads_all_eleven_papers_and_every_one_that_something_is_of():
+    guide = (ROOT / "docs" / "papers.md").read_text("utf-8").split("\n## ")[1:]
+    read = [re.search(r"arXiv:\d{4}\.\d{5}", section)[0] for section in guide]
+    assert len(read) == len(set(read)) == 11
+    sources = [
+        path.read_text("utf-8")
+        for folder in ("probes", "toy_tasks", "workbench/interventions")
+        for path in (ROOT / folder).glob("*.py")
+    ]
+    named = {each for text in sources for each in re.findall(r'paper="(arXiv:[\d.]+)"', text)}
+    assert len(named) > 7
+    assert named <= set(read)
+
+
 def test_the_tables_of_toys_and_interventions_are_complete():
     for title, names in (("Toy tasks", TOYS), ("Interventions", INTERVENTIONS)):
         table = README.split(f"## {title}\n")[1].split("\n## ")[0]
