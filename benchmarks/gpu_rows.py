@@ -16,7 +16,7 @@ WHY_READING = (
 WHY_DECODING = (
     "what an edit adds to a layer's attention is small kernels, and Python starts each of them"
 )
-"""Why an aim may be missed."""
+"""Why ours may be behind."""
 
 Found = dict[str, Any]
 """Of one way: ``seconds`` of every round and ``extra_mb``, or the ``error`` for which there are none."""
@@ -39,7 +39,7 @@ def reading_rows(
     work = decoder.flops(n_pos, unembed=False), decoder.n_bytes(unembed=False, word=word)
     least = limits(*work, peak)
     for peer, each in found.items():
-        row = _row(subject, peer, each, base, least) | {"name": f"read, T = {n_pos:,}", "unit": "s"}
+        row = _row(subject, peer, each, base, least, "s") | {"name": f"read, T = {n_pos:,}"}
         if "error" not in each:
             row["note"] = _reading_note(peer, each, base, row["ratio"])
         rows.append(Row(**row))
@@ -70,7 +70,7 @@ def decoding_rows(
     least = limits(decoder.flops(1, **half_way), n_bytes, peak)
     for peer, each in found.items():
         name = f"decode, {edits[peer]}; T = {n_pos:,}, batch {batch}"
-        row = _row(subject, peer, each, base, least) | {"name": name, "unit": "s a step"}
+        row = _row(subject, peer, each, base, least, "s a step") | {"name": name}
         if "error" not in each:
             row["note"] = _decoding_note(peer, batch / row["median"], 1.0 / row["ratio"])
         rows.append(Row(**row))
@@ -98,10 +98,12 @@ def _row(
     each: Found,
     base: Found,
     least: Mapping[str, tuple[float, str]],
+    unit: str,
 ) -> dict[str, Any]:
-    """Entries of one way's row; name, unit and note are its caller's."""
+    """Entries of one way's row; name and note are its caller's."""
     version = None if peer.startswith(OURS) else versions_of("transformers")["transformers"]
-    about = {"peer": peer, "version": version, "shape": about_shape(subject)}
+    why = {"s": WHY_READING, "s a step": WHY_DECODING}[unit] if peer.startswith(OURS) else ""
+    about = {"peer": peer, "version": version, "shape": about_shape(subject), "unit": unit}
     if "error" in each:
         return about | {"note": f"not measured: {each['error']}"}
     measured, limit = spread(each["seconds"]), max(seconds for seconds, _ in least.values())
@@ -112,6 +114,7 @@ def _row(
         "peak_memory": each["extra_mb"],
         "limit": limit,
         "distance": measured["median"] / limit,
+        "why": why,
     }
 
 
@@ -139,7 +142,7 @@ def _reading_note(peer: str, each: Found, base: Found, ratio: float) -> str:
         if memory is not None and memory > MEMORY_AIM:
             said.append(f"misses the aim of {MEMORY_AIM} for memory")
         if ratio > TIME_AIM:
-            said.append(f"misses the aim of {TIME_AIM} for time: {WHY_READING}")
+            said.append(f"misses the aim of {TIME_AIM} for time")
     return "; ".join(said)
 
 
@@ -149,7 +152,7 @@ def _decoding_note(peer: str, speed: float, share: float) -> str:
     if peer != STOCK:
         said += f", {share:.3g} of stock's"
     if peer.startswith(OURS) and share < SPEED_AIM:
-        said += f"; misses the aim of {SPEED_AIM}: {WHY_DECODING}"
+        said += f"; misses the aim of {SPEED_AIM}"
     return said
 
 
