@@ -19,7 +19,7 @@ from typing import Any
 
 import turns
 from capture_methods import LONGEST_OF_MAPS, METHODS, PEERS, SHAPE, WITHOUT_HEAD
-from peaks import gpt2_bytes, gpt2_flops, limits
+from peaks import Decoder, limits
 from record import OURS, OUT, Row, ratios, spread, versions_of, write_record
 from resident import forget_peak, memory_mb
 
@@ -112,8 +112,8 @@ def limit_rows(n_pos: int, found: dict[str, Any], threads: int, reference: str) 
     import torch
 
     torch.set_num_threads(threads)
-    flops = gpt2_flops(SHAPE, n_pos, unembed=True)
-    n_bytes = gpt2_bytes(SHAPE, unembed=True)
+    decoder = Decoder.gpt2(SHAPE)
+    flops, n_bytes = decoder.flops(n_pos, unembed=True), decoder.n_bytes(unembed=True)
     plain = statistics.median(found[reference]["seconds"])
     return [
         Row(

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from generate_methods import CASES, METHODS, PEERS, SAME_EDIT, WHY
-from peaks import gpt2_bytes, gpt2_flops, limits
+from peaks import Decoder, limits
 from record import OUT, Row, ratios, read_record, spread, write_record
 from resident import memory_mb
 
@@ -184,10 +184,10 @@ def limit_rows(case: dict[str, Any], shape: str, threads: int) -> list[Row]:
     import torch
 
     torch.set_num_threads(threads)
-    sizes, batch = case["model"], case["batch"]
+    decoder, batch = Decoder.gpt2(case["model"]), case["batch"]
     cached = case["n_pos"] + case["n_new"] // 2
-    flops = gpt2_flops(sizes, 1, unembed=True, cached=cached, batch=batch)
-    n_bytes = gpt2_bytes(sizes, unembed=True, cached=cached, batch=batch)
+    flops = decoder.flops(1, unembed=True, cached=cached, batch=batch)
+    n_bytes = decoder.n_bytes(unembed=True, cached=cached, batch=batch)
     return [
         Row(
             name=f"decode, no edit; {shape}",

@@ -31,10 +31,14 @@ work and overhead of an edit are both by layer."""
 
 def build(case: dict[str, Any], attention: str) -> Any:
     """The case's model with one kind of attention; all share their weights."""
-    base = base_model(**case["model"])
-    twin = copy.deepcopy(base, {id(parameter): parameter for parameter in base.parameters()})
-    twin.set_attn_implementation(attention)
-    return twin
+    return twin(base_model(**case["model"]), attention)
+
+
+def twin(model: Any, attention: str) -> Any:
+    """The model with another kind of attention, on the same weights."""
+    other = copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
+    other.set_attn_implementation(attention)
+    return other
 
 
 @functools.cache

@@ -125,6 +125,7 @@ def write_record(
     better: str = "lower",
     conditions: str = "",
     packages: Sequence[str] = ("torch", "transformers"),
+    device: str = "",
     path: Path | None = None,
 ) -> Path:
     """Write what was measured and return where.
@@ -137,6 +138,7 @@ def write_record(
         better: Whether "lower" or "higher" ratios are better.
         conditions: What else must be known: rounds, other work on the machine.
         packages: Whose versions are noted.
+        device: What it ran on besides the processor, by name.
         path: The file, if not ``benchmarks/out/<benchmark>.json``.
     """
     if better not in ("lower", "higher"):
@@ -147,7 +149,7 @@ def write_record(
         "conditions": conditions,
         "ratio_means": ratio_means,
         "better": better,
-        "machine": machine(),
+        "machine": "; ".join(filter(None, [device, machine()])),
         "versions": versions_of(*packages),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "rows": [_to_json(row) for row in rows],

@@ -242,15 +242,15 @@ def test_operations_of_a_forward_pass_are_those_that_torch_counts(unembed, load)
         model(tokens) if unembed else model.transformer(tokens)
     # Eager attention also multiplies what the causal mask hides: 5 x 5 scores for the 15 visible ones.
     hidden = shape["n_layer"] * 3 * (25 - 15) * 2 * 2 * shape["n_embd"]
-    least = load("peaks").gpt2_flops(shape, 5, unembed=unembed, batch=3)
+    least = load("peaks").Decoder.gpt2(shape).flops(5, unembed=unembed, batch=3)
     assert least == counter.get_total_flops() - hidden
 
 
 def test_operations_of_a_decoded_step_are_what_one_more_position_adds(load):
     """Of a longer pass over the shorter one: the new position's weights, and its row of the pattern."""
-    flops, shape = load("peaks").gpt2_flops, {"n_layer": 2, "n_embd": 8, "vocab_size": 11}
-    whole = flops(shape, 8, unembed=True) - flops(shape, 7, unembed=True)
-    assert flops(shape, 1, unembed=True, cached=7) == whole
+    flops = load("peaks").Decoder.gpt2({"n_layer": 2, "n_embd": 8, "vocab_size": 11}).flops
+    whole = flops(8, unembed=True) - flops(7, unembed=True)
+    assert flops(1, unembed=True, cached=7) == whole
 
 
 def test_decoding_is_bound_by_what_a_step_must_read_and_multiply(load, monkeypatch):
@@ -272,12 +272,13 @@ def test_the_least_time_is_that_of_the_scarcer_resource(load):
     least = peaks.least_seconds(8.0, 6.0, (4.0, 2.0))
     assert least == {"arithmetic": 2.0, "bandwidth": 3.0, "limit": 3.0}
     # 2 blocks of 12 matrices of 8 x 8, and for each of 7 cached positions of 3 prompts a key and a value.
-    shape = {"n_layer": 2, "n_embd": 8, "vocab_size": 11}
-    weights = 4 * 2 * 12 * 64
-    assert peaks.gpt2_bytes(shape, unembed=False) == weights
-    assert peaks.gpt2_bytes(shape, unembed=True, cached=7, batch=3) == weights + 4 * (
-        8 * 11 + 3 * 7 * 2 * 2 * 8
+    decoder = peaks.Decoder.gpt2({"n_layer": 2, "n_embd": 8, "vocab_size": 11})
+    weights = 2 * 12 * 64
+    assert decoder.n_bytes(unembed=False) == 4 * weights
+    assert decoder.n_bytes(unembed=True, cached=7, batch=3) == 4 * (
+        weights + 8 * 11 + 3 * 7 * 2 * 2 * 8
     )
+    assert decoder.n_bytes(unembed=False, word=2) == 2 * weights
 
 
 def test_the_limit_of_a_race_is_that_of_the_fewer_products(load, monkeypatch):

@@ -13,6 +13,7 @@ from workbench.attention.interface import (
     implementation_name,
     stock_attention,
 )
+from workbench.attention.streaming import PatternAccumulator, PatternStatistic
 from workbench.errors import CapabilityError, EngineError
 from workbench.models.base import Site
 
@@ -104,6 +105,33 @@ def test_an_edit_of_tiles_is_told_where_every_call_stands():
         session.attend(module, q[:, :, start:stop], *seen, None, 0.4, {})
     expected = [(0, 0, 0, 2, 6, 4), (6, 0, 0, 2, 7, 5), (7, 4, -4, -2, 8, 6), (0, 0, 0, 2, 9, 7)]
     assert told == expected
+
+
+class Places(PatternAccumulator, PatternStatistic):
+    """Notes on which device the rows of a layer are, beside its pattern."""
+
+    def __init__(self):
+        self.seen = []
+
+    def start(self, shape):
+        self.seen.append((shape.row_valid.device.type, shape.device.type))
+        return self
+
+    def update(self, block):
+        self.seen.append((block.row_valid.device.type, block.pattern.device.type))
+
+    def finish(self):
+        return torch.zeros(())
+
+
+def test_rows_of_padding_come_to_the_device_of_their_layer():
+    """The mask of the prompts is where the model begins; its other layers may be on other devices."""
+    places, valid = Places(), torch.ones(2, 10)
+    session, module, projected = one_layer(row_valid=valid)
+    session.reads = {0: {"pattern": places}}
+    session.attend(module, *(x.to("meta") for x in projected), None, 0.4, {})
+    assert len(places.seen) > 1
+    assert set(places.seen) == {("meta", "meta")}
 
 
 @pytest.mark.parametrize(

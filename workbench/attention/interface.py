@@ -217,10 +217,12 @@ class AttentionSession:
         return found
 
     def _rows(self, inputs: AttentionInputs) -> Tensor | None:
-        """Which rows are real; new tokens are."""
+        """Which rows are real, where the layer runs; new tokens are."""
         if self.row_valid is None:
             return None
-        return rows_of_call(self.row_valid, inputs.query.shape[0], inputs.query.shape[2])
+        # Layers of a model that is spread over several devices have their inputs on their own.
+        here = self._shared.get("rows", Tensor.to, self.row_valid, inputs.query.device)
+        return rows_of_call(here, inputs.query.shape[0], inputs.query.shape[2])
 
     def _keep(
         self,
