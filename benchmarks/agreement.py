@@ -108,12 +108,13 @@ def render(record: dict[str, Any]) -> str:
 
 INTRODUCTION = """\
 Whether the numbers are those of the model. Each of the {n} families below is a tiny model with random weights,
-through each backend, put to the proofs of `workbench validate` on two prompts of 16 random tokens: are the logits the library's own; does reading
-everything move nothing; do streamed statistics equal those of the whole pattern, also when it is cut into tiles of six rows; does the residual stream add up;
-does an edit act where it says and nowhere else; is a padded prompt the prompt alone; do cached tokens equal those
-without a cache; does another backend find the same numbers. The figures are largest absolute differences, divided
-by the largest entry of the reference vector where that exceeds 1. All in float32, where the bound is 1e-4; it is 0
-for `no-op-is-bitwise` and `heads-are-zeroed`.
+through each backend, put to the proofs of `workbench validate` on two prompts of 16 random tokens: are the logits
+the library's own; does reading everything move nothing; do streamed statistics equal those of the whole pattern,
+also when it is cut into tiles of six rows; does the residual stream add up; does an edit act where it says and
+nowhere else; is a padded prompt the prompt alone; do cached tokens equal those without a cache; does another
+backend find the same numbers. The figures are largest absolute differences, divided by the largest entry of the
+reference vector where that exceeds 1. All in float32, where the bound is 1e-4; it is 0 for `no-op-is-bitwise` and
+`heads-are-zeroed`.
 
 Measured {date} with {versions}, on a CPU. `workbench validate --model M` says the same of a model of yours;
 `tests/slow/test_agreement.py` measures this page again."""
