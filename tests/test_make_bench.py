@@ -262,3 +262,12 @@ def test_the_plain_loop_of_attacks_forces_a_token(load):
     assert attack(model, context, wanted[-1:], **options, steps=0) == 1
     assert attack(model, context, wanted[-5:-4], **options, steps=0) == 0
     assert attack(model, context, wanted[-5:-4], **options, steps=60) == 1
+
+
+def test_the_least_work_of_an_ablated_head_is_what_stands_behind_it(load):
+    """Counted block by block: of the ablated head's own block the MLP, of those behind it all, and the unembedding."""
+    ablation = load("ablation")
+    shape = {"n_layer": 4, "n_embd": 3, "vocab_size": 7}
+    attention, mlp = 4 * 9, 8 * 9
+    each = [mlp + (3 - layer) * (attention + mlp) + 3 * 7 for layer in range(4)]
+    assert ablation.fewest_products(shape) == sum(each) / 4
