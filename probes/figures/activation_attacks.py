@@ -10,12 +10,21 @@ from torch import Tensor
 from probes.activation_attacks_results import ActivationAttackResult
 from probes.activation_attacks_scaling import fit, interval
 from probes.figures.lines import line_style
-from probes.figures.theme import BAND, FAINT, SEQUENTIAL, SERIES, log_axis, plain, titled
+from probes.figures.theme import (
+    BAND,
+    FAINT,
+    MARK_PX,
+    SEQUENTIAL,
+    SERIES,
+    SHARES,
+    log_axis,
+    plain,
+    titled,
+)
 
 PAPER_CHI = (16.0, 25.0)
 """Over two orders of magnitude of model size, from the paper's abstract."""
-LINE_PX = 17
-"""Height of a line under a title."""
+TRIED_PX = 15
 
 
 def figures(result: ActivationAttackResult) -> dict[str, go.Figure]:
@@ -63,7 +72,7 @@ def figure_success(result: ActivationAttackResult) -> go.Figure:
         name="tried",
         marker={
             "symbol": "square",
-            "size": 15,
+            "size": TRIED_PX,
             "color": success[a, t],
             "cmin": 0.0,
             "cmax": 1.0,
@@ -161,25 +170,23 @@ def figure_chi(results: Mapping[str, ActivationAttackResult]) -> go.Figure:
             go.Scatter(
                 x=[plain(name) for name, _ in rows],
                 y=value,
-                error_y={"array": high - value, "arrayminus": value - low, "thickness": 1.5},
+                error_y={"array": high - value, "arrayminus": value - low, "color": color},
                 mode="markers",
-                marker={"size": 11, "color": color},
+                marker={"size": MARK_PX, "color": color},
                 name=kind,
                 hovertemplate=f"%{{x}}: %{{y:.3g}} bits per bit ({kind})<extra></extra>",
             )
         )
     figure.update_yaxes(title="chi (bits in per bit out)", rangemode="tozero")
     figure.update_xaxes(title="model (name)", type="category")
-    figure.update_layout(height=400 + LINE_PX * len(results))
     bits = sorted({result.config.bits for result in results.values()})
-    titled(
+    return titled(
         figure,
         "Attack resistance",
         f"chi = d_model p / (kappa log2 d_vocab) with p = {', '.join(map(str, bits))} bits a number; of "
         "tokens 1 / kappa; bars: 95 % of resampled seeds",
-        "<br>".join(f"{plain(name)}: {_n(result)}" for name, result in results.items()),
+        "\n".join(f"{plain(name)}: {_n(result)}" for name, result in results.items()),
     )
-    return figure.update_layout(margin_t=figure.layout.margin.t + LINE_PX * (len(results) - 1))
 
 
 def figure_dimensions(result: ActivationAttackResult) -> go.Figure:
@@ -202,9 +209,8 @@ def figure_dimensions(result: ActivationAttackResult) -> go.Figure:
             _points(x, y, "measured", SERIES[0], np.zeros(len(x), dtype=bool)),
         ]
     )
-    figure.update_xaxes(title="controlled dimensions (share)", range=[0, 1.05])
+    figure.update_xaxes(title="controlled dimensions (share)", range=SHARES)
     figure.update_yaxes(title="t_max (tokens)", rangemode="tozero")
-    figure.update_layout(height=420)
     return titled(
         figure,
         "Fewer dimensions force fewer tokens",
@@ -237,7 +243,7 @@ def _points(
         y=y,
         mode="markers",
         name=name,
-        marker={"size": 10, "color": color, "symbol": symbols},
+        marker={"size": MARK_PX, "color": color, "symbol": symbols},
         customdata=np.where(bound, "at least ", ""),
         hovertemplate=f"{name}<br>%{{x}}: t_max %{{customdata}}%{{y:.3g}} tokens<extra></extra>",
     )
@@ -260,7 +266,6 @@ def _axes(figure: go.Figure, result: ActivationAttackResult, y: np.ndarray) -> N
         title="attacked positions a (tokens)", type="log", tickvals=a, ticktext=a.astype(str)
     )
     figure.update_yaxes(title="target length t (tokens)", **log_axis(y.astype(float)))
-    figure.update_layout(height=460)
 
 
 def _unit(result: ActivationAttackResult) -> str:

@@ -11,13 +11,31 @@ from probes.active_dormant import ActiveDormantResult
 from probes.figures.active_dormant_emergence import figure_emergence
 from probes.figures.active_dormant_heads import figure_head
 from probes.figures.heatmap import HeadNumbers, layer_head_heatmap
-from probes.figures.lines import line_style
-from probes.figures.theme import DASHES, INK, SERIES, head_name, log_axis, plain, tick_step, titled
+from probes.figures.lines import line_style, reference_line
+from probes.figures.theme import (
+    BESIDE,
+    DASHES,
+    INK,
+    MARK_PX,
+    NARROW,
+    POINTS,
+    SERIES,
+    SQUARE,
+    head_name,
+    log_axis,
+    plain,
+    tick_step,
+    titled,
+)
 
 MAX_PAIRS = 3
 """Pairs of domains that get a figure of their own."""
 SMALLEST, LARGEST = 5.0, 34.0
 """Diameters of a head's marker, in pixels."""
+OPACITY = 0.7
+"""So that heads on each other are seen."""
+TINY = 1e-12
+"""The least that the largest loss counts as, in nats."""
 _LOOKS = {
     "always active": (SERIES[0], "circle"),
     "active-dormant": (SERIES[1], "diamond"),
@@ -84,17 +102,17 @@ def figure_domains(result: ActiveDormantResult, a: int = 0, b: int = 1) -> go.Fi
                 "size": size[chosen],
                 "color": color,
                 "symbol": symbol,
-                "opacity": 0.7,
+                "opacity": OPACITY,
                 "line": {"color": "white", "width": 1},
             },
             customdata=_hover_rows(result, a, b)[chosen],
             hovertemplate=_hover(names[a], names[b]),
         )
     _add_bounds(figure, config.sink_threshold)
-    figure.update_xaxes(title=f"sink attention in {names[a]} (share)", range=[-0.03, 1.03])
-    figure.update_yaxes(title=f"sink attention in {names[b]} (share)", range=[-0.03, 1.03])
+    figure.update_xaxes(title=f"sink attention in {names[a]} (share)", range=POINTS)
+    figure.update_yaxes(title=f"sink attention in {names[b]} (share)", range=POINTS)
     return titled(
-        figure.update_layout(height=560, legend_itemsizing="constant"),
+        figure.update_layout(height=SQUARE, legend_itemsizing="constant"),
         f"Heads in {names[a]} and in {names[b]}",
         "sink attention: mean attention of queries n >= 2 to the first token; area: loss added by "
         "zeroing the head, in the domain where it is larger; dormant: above the threshold and at most "
@@ -106,26 +124,26 @@ def figure_domains(result: ActiveDormantResult, a: int = 0, b: int = 1) -> go.Fi
 def _add_bounds(figure: go.Figure, bound: float) -> None:
     """Where both domains are alike, and where a head is called dormant."""
     figure.add_scatter(
-        x=[0, 1],
-        y=[0, 1],
+        x=POINTS,
+        y=POINTS,
         mode="lines",
         name="equal",
-        line=line_style(INK, "dot", 1),
+        line=reference_line("dot"),
         hoverinfo="skip",
     )
     figure.add_scatter(
-        x=[bound, bound, None, -0.03, 1.03],
-        y=[-0.03, 1.03, None, bound, bound],
+        x=[bound, bound, None, *POINTS],
+        y=[*POINTS, None, bound, bound],
         mode="lines",
         name=f"threshold {bound:g}",
-        line=line_style(INK, "dash", 1),
+        line=reference_line("dash"),
         hoverinfo="skip",
     )
 
 
 def marker_sizes(missed: np.ndarray) -> np.ndarray:
     """Diameters whose areas grow with the loss; heads that are not missed get the smallest."""
-    largest = max(float(missed.max()), 1e-12)
+    largest = max(float(missed.max()), TINY)
     return SMALLEST + (LARGEST - SMALLEST) * np.sqrt(missed.clip(min=0.0) / largest)
 
 
@@ -178,7 +196,7 @@ def figure_difference(result: ActiveDormantResult, a: int = 0, b: int = 1) -> go
             x=columns,
             y=layers,
             mode="markers",
-            marker={"symbol": "circle-open", "size": 9, "color": INK, "line_width": 2},
+            marker={"symbol": "circle-open", "size": MARK_PX, "color": INK, "line_width": 2},
             name=f"differs (q <= {result.config.fdr:g})",
             showlegend=True,
             hoverinfo="skip",
@@ -195,7 +213,7 @@ def figure_difference(result: ActiveDormantResult, a: int = 0, b: int = 1) -> go
 def figure_residual_peak(result: ActiveDormantResult) -> go.Figure:
     """The first token's residual norm along depth, and what is left of it without each part."""
     figure = make_subplots(
-        1, 2, subplot_titles=["residual norm", "peak without one part"], horizontal_spacing=0.14
+        1, 2, subplot_titles=["residual norm", "peak without one part"], horizontal_spacing=BESIDE
     )
     names = _domains(result)
     depth = np.arange(result.resid_norm_bos.shape[1])
@@ -218,13 +236,13 @@ def figure_residual_peak(result: ActiveDormantResult) -> go.Figure:
             color = SERIES[2 + p]
             figure.add_bar(x=layers, y=share[p], name=part, marker_color=color, row=1, col=2)
     heights = np.stack([_numpy(norms) for norms in lines.values()])
-    figure.update_xaxes(title="blocks passed (number)", dtick=tick_step(len(depth), 8), col=1)
+    figure.update_xaxes(title="blocks passed (number)", dtick=tick_step(len(depth), NARROW), col=1)
     figure.update_yaxes(log_axis(heights), title="L2 norm (model units)", col=1)
-    figure.update_xaxes(title="block (index)", dtick=tick_step(len(layers), 8), col=2)
+    figure.update_xaxes(title="block (index)", dtick=tick_step(len(layers), NARROW), col=2)
     figure.update_yaxes(title="peak that is left (share)", rangemode="tozero", col=2)
-    figure.add_hline(y=1.0, line=line_style(INK, "dot", 1), row=1, col=2)
+    figure.add_hline(y=1.0, line=reference_line("dot"), row=1, col=2)
     return titled(
-        figure.update_layout(height=460),
+        figure,
         "Who makes the residual peak of the first token",
         "norms are means over prompts; right: largest norm over depth at position 0 with one block's "
         "attention or MLP zeroed, over the intact one, mean over domains",

@@ -10,7 +10,18 @@ from plotly.subplots import make_subplots
 
 from probes.active_dormant import ActiveDormantResult
 from probes.figures.lines import line_style
-from probes.figures.theme import DASHES, INK, SERIES, head_name, log_axis, plain, titled
+from probes.figures.theme import (
+    BELOW,
+    BESIDE,
+    DASHES,
+    INK,
+    SERIES,
+    TALL,
+    head_name,
+    log_axis,
+    plain,
+    titled,
+)
 from workbench.errors import ConfigError
 
 SHOWN = 3
@@ -38,8 +49,8 @@ def figure_emergence(
         2,
         2,
         subplot_titles=["sink-logit gap", "value norm", "residual norm", "heads by class"],
-        vertical_spacing=0.2,
-        horizontal_spacing=0.12,
+        vertical_spacing=BELOW,
+        horizontal_spacing=BESIDE,
     )
     _draw_heads(figure, x, results)
     _draw_residual(figure, x, results)
@@ -52,7 +63,7 @@ def figure_emergence(
     figure.update_yaxes(title="heads (number)", rangemode="tozero", row=2, col=2)
     prompts = int(results[0].n_prompts.sum())
     return titled(
-        figure.update_layout(height=680),
+        figure.update_layout(height=TALL),
         "How sinks come about",
         "means over domains; gap: score of the first key minus the mean score of the others; value: "
         "|v W_O|; residual: after the block where the last revision's peak stands out most",

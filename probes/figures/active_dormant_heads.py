@@ -8,14 +8,19 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from probes.active_dormant import ActiveDormantResult
-from probes.figures.theme import SEQUENTIAL, head_name, plain, tick_step, titled
+from probes.figures.theme import SEQUENTIAL, TALL, head_name, plain, tick_step, titled
 from workbench.errors import ConfigError
 
-LABELLED = 64
-"""Up to so many tokens, some are written on the axes; of more, their positions."""
+LABELLED, TOKENS = 64, 24
+"""Up to so many tokens, some are written on the axes, and how many at most; of more, their positions."""
 LINE = 48
 """Characters in a line of the prompt under its pattern."""
+LETTERS_PX, TITLE_PX, TICK_PX = 12, 11, 9
+"""Sizes of the headings, of the prompt under a pattern and of the tokens on its axes."""
 HEADING_PX = 16
+"""What a line of a heading adds to the room above the patterns."""
+GAP = 0.3
+"""Between the patterns together, as a share of the figure."""
 
 
 def figure_head(result: ActiveDormantResult, layer: int, head: int) -> go.Figure:
@@ -42,17 +47,19 @@ def figure_head(result: ActiveDormantResult, layer: int, head: int) -> go.Figure
         1,
         len(names),
         subplot_titles=[_numbers(result, d, layer, head) for d in range(len(names))],
-        horizontal_spacing=0.3 / len(names),
+        horizontal_spacing=GAP / len(names),
     )
-    figure.update_annotations(font_size=12)
+    figure.update_annotations(font_size=LETTERS_PX)
     for d in range(len(names)):
         _draw_pattern(figure, result, patterns[d], d)
-    figure.update_layout(coloraxis={"cmin": 0, "cmax": 1, "colorscale": SEQUENTIAL})
-    figure.update_layout(coloraxis_colorbar={"title": {"text": "attention (share)"}})
+    bar = {"title": {"text": "attention (share)"}}
+    figure.update_layout(
+        coloraxis={"cmin": 0.0, "cmax": 1.0, "colorscale": SEQUENTIAL, "colorbar": bar}
+    )
     kind = next(name for name, heads in result.classes().items() if heads[layer, head])
     q_sink, q_loss = result.q_sink[layer, head].item(), result.q_loss[layer, head].item()
     titled(
-        figure.update_layout(height=580),
+        figure.update_layout(height=TALL),
         f"Head {head_name(layer, head)}: {kind}",
         "attention of each query (row) to each key (column) on the first prompt of each domain; the "
         "numbers above are means over all its prompts: attention to the first token, loss added when "
@@ -89,17 +96,20 @@ def _draw_pattern(
         coloraxis="coloraxis",
         hovertemplate="query %{y}: %{customdata[0]}<br>key %{x}: %{customdata[1]}<br>"
         "attention %{z:.3f}<extra></extra>",
-        hoverongaps=False,
         row=1,
         col=d + 1,
     )
-    axis: dict[str, object] = {"dtick": tick_step(length), "showgrid": False}
+    axis: dict[str, object] = {"dtick": tick_step(length)}
     if length <= LABELLED:
-        ticks = range(0, length, tick_step(length, 24))
-        axis |= {"tickvals": list(ticks), "ticktext": texts[:: ticks.step], "tickfont_size": 9}
+        ticks = range(0, length, tick_step(length, TOKENS))
+        axis |= {
+            "tickvals": list(ticks),
+            "ticktext": texts[:: ticks.step],
+            "tickfont_size": TICK_PX,
+        }
         del axis["dtick"]
     title = f"key (token)<br><i>{_beginning(texts)}</i>"
-    figure.update_xaxes(axis | {"title": {"text": title, "font_size": 11}}, row=1, col=d + 1)
+    figure.update_xaxes(axis | {"title": {"text": title, "font_size": TITLE_PX}}, row=1, col=d + 1)
     figure.update_yaxes(
         axis | {"autorange": "reversed", "title": "query (token)"}, row=1, col=d + 1
     )

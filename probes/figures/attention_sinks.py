@@ -6,8 +6,15 @@ import plotly.graph_objects as go
 from probes.attention_sinks_results import AttentionSinkResult, value_drain
 from probes.figures.attention_sinks_norms import figure_norms, figure_norms_by_position
 from probes.figures.closed_forms import own_query_score, uniform_score
-from probes.figures.heatmap import HeadNumbers, layer_head_heatmap
-from probes.figures.lines import head_lines, head_points, line_style, position_axis, shaded
+from probes.figures.heatmap import MANY, HeadNumbers, layer_head_heatmap
+from probes.figures.lines import (
+    head_lines,
+    head_points,
+    line_style,
+    position_axis,
+    reference_line,
+    shaded,
+)
 from probes.figures.sink_numbers import (
     drawn_text,
     head_scores,
@@ -22,16 +29,18 @@ from probes.figures.theme import (
     BAND,
     FAINT,
     INK,
+    MARK_PX,
+    POINTS,
     SEQUENTIAL,
-    SERIES,
+    SHARES,
+    SMALL_PX,
+    SQUARE,
     choose_positions,
     head_name,
     log_axis,
     titled,
 )
 
-TOP = 1.02
-"""Of an axis of scores, whose largest is 1."""
 LONG = 256
 """From so many positions on, their axis is logarithmic: sinks are at the beginning."""
 
@@ -109,7 +118,7 @@ def figure_score_by_position(result: AttentionSinkResult, *, log_x: bool = False
     mean = to_numpy(result.score.nanmean(dim=0))[..., shown]
     x = (shown + int(log_x)).astype(np.float32)
     own = own_query_score(lengths)[shown] > bound
-    figure = go.Figure([*shaded(x, own, "own query alone passes the threshold", TOP)])
+    figure = go.Figure([*shaded(x, own, "own query alone passes the threshold", SHARES[1])])
     figure.add_traces([*head_lines(x, shown, mean, head_scores(result))])
     uniform = uniform_score(lengths)[shown].astype(np.float32)
     figure.add_scatter(
@@ -120,12 +129,12 @@ def figure_score_by_position(result: AttentionSinkResult, *, log_x: bool = False
         y=[bound, bound],
         mode="lines",
         name=f"threshold {bound:g}",
-        line=line_style(INK, "dash", 1),
+        line=reference_line("dash"),
     )
     position_axis(figure, x, log_x=log_x)
-    figure.update_yaxes(title="mean score (share of attention)", range=[0, TOP])
+    figure.update_yaxes(title="mean score (share of attention)", range=SHARES)
     return titled(
-        figure.update_layout(height=470),
+        figure,
         "Attention received by each key",
         "score: mean attention that a key gets from the queries at or after it, mean over prompts; "
         "near a prompt's end a key's own query is most of them, so a high score there is no sink",
@@ -140,7 +149,7 @@ def figure_decomposition(result: AttentionSinkResult) -> go.Figure:
     number = HeadNumbers("mean score at this position", score)
     product, cosine = result.qk_norm_product, result.qk_cosine
     elsewhere = head_points(mean_elsewhere(product, pos), mean_elsewhere(cosine, pos), number)
-    elsewhere.update(name="mean elsewhere", marker={"color": BAND, "size": 8})
+    elsewhere.update(name="mean elsewhere", marker={"color": BAND, "size": SMALL_PX})
     judged = head_points(to_numpy(product[..., pos]), to_numpy(cosine[..., pos]), number)
     judged.update(
         name=f"position {pos}",
@@ -150,8 +159,8 @@ def figure_decomposition(result: AttentionSinkResult) -> go.Figure:
             "cmax": max(result.config.bound, float(np.nanmax(score))),
             "colorscale": SEQUENTIAL,
             "colorbar": {"title": {"text": "mean score (share)"}},
-            "size": 10 if score.size <= 400 else 6,
-            "line": {"color": INK, "width": 1},
+            "size": MARK_PX if score.size <= MANY else SMALL_PX,
+            "line": _outline(INK),
         },
     )
     figure = go.Figure([elsewhere, judged])
@@ -159,7 +168,7 @@ def figure_decomposition(result: AttentionSinkResult) -> go.Figure:
     figure.update_xaxes(log_axis(widths), title="|q| |k| (model units)")
     figure.update_yaxes(title="cos(q, k) (from -1 to 1)", zeroline=True, zerolinecolor=FAINT)
     return titled(
-        figure.update_layout(height=480),
+        figure,
         "Angle or length: what makes a key attractive",
         "q.k = |q| |k| cos(q, k), one point per head; both factors are means over prompts and over "
         "the queries at or after the key; angle lifts a point, length "
@@ -178,21 +187,24 @@ def figure_swap(result: AttentionSinkResult) -> go.Figure:
         at_pos,
         HeadNumbers("sink rate", to_numpy(result.is_sink().float().mean(dim=0)), ".1%"),
     )
-    points.update(marker={"color": SERIES[0], "size": 10, "line": {"color": INK, "width": 1}})
-    points.update(name="head")
+    points.update(name="head", marker={"size": MARK_PX, "line": _outline(INK)})
     figure = go.Figure(points)
-    ends = [0.0, 1.0]
     figure.add_scatter(
-        x=ends, y=ends, mode="lines", name="equal", line=line_style(INK, "dot", 1), hoverinfo="skip"
+        x=POINTS,
+        y=POINTS,
+        mode="lines",
+        name="equal",
+        line=reference_line("dot"),
+        hoverinfo="skip",
     )
-    limit = {"mode": "lines", "line": line_style(INK, "dash", 1), "hoverinfo": "skip"}
+    limit = {"mode": "lines", "line": reference_line("dash"), "hoverinfo": "skip"}
     figure.add_scatter(
         x=[0, bound, bound], y=[bound, bound, 0], name=f"threshold {bound:g}", **limit
     )
-    figure.update_xaxes(title="mean score at position 0 (share of attention)", range=[-0.02, 1.02])
-    figure.update_yaxes(title=f"mean score at {pos} (share of attention)", range=[-0.02, 1.02])
+    figure.update_xaxes(title="mean score at position 0 (share of attention)", range=POINTS)
+    figure.update_yaxes(title=f"mean score at {pos} (share of attention)", range=POINTS)
     return titled(
-        figure.update_layout(height=500),
+        figure.update_layout(height=SQUARE),
         f"The sink after positions 0 and {pos} were swapped",
         f"one token repeated, the position embeddings of 0 and {pos} exchanged; above the diagonal "
         "the sink follows the embedding",
@@ -206,7 +218,7 @@ def figure_swap(result: AttentionSinkResult) -> go.Figure:
 def _mark_steady_heads(figure: go.Figure, heads: list[tuple[int, int]]) -> None:
     if heads:
         layers, columns = zip(*heads, strict=True)
-        marker = {"symbol": "circle", "size": 6, "color": "white", "line": _outline()}
+        marker = {"size": SMALL_PX, "color": "white", "line": _outline("black")}
         figure.add_scatter(
             x=columns,
             y=layers,
@@ -218,5 +230,5 @@ def _mark_steady_heads(figure: go.Figure, heads: list[tuple[int, int]]) -> None:
         )
 
 
-def _outline() -> dict[str, object]:
-    return {"color": "black", "width": 1}
+def _outline(color: str) -> dict[str, object]:
+    return {"color": color, "width": 1}

@@ -18,7 +18,18 @@ from probes.figures.sink_numbers import (
     prompt_lengths,
     to_numpy,
 )
-from probes.figures.theme import DASHES, SERIES, choose_positions, log_axis, tick_step, titled
+from probes.figures.theme import (
+    BELOW,
+    BESIDE,
+    DASHES,
+    NARROW,
+    SERIES,
+    TALL,
+    choose_positions,
+    log_axis,
+    tick_step,
+    titled,
+)
 
 
 def figure_norms(result: AttentionSinkResult) -> go.Figure:
@@ -31,19 +42,19 @@ def figure_norms(result: AttentionSinkResult) -> go.Figure:
         "output |v W_O|": result.ov_norm.mean(dim=1),
     }
     figure = make_subplots(
-        2, 2, subplot_titles=list(panels), vertical_spacing=0.24, horizontal_spacing=0.14
+        2, 2, subplot_titles=list(panels), vertical_spacing=BELOW, horizontal_spacing=BESIDE
     )
     for index, norm in enumerate(panels.values()):
         row, col = index // 2 + 1, index % 2 + 1
         for line in _norm_lines(norm, pos, showlegend=index == 0):
             figure.add_trace(line, row=row, col=col)
         depth = "blocks passed (0: entry)" if index == 0 else "layer (index)"
-        figure.update_xaxes(title=depth, dtick=tick_step(len(norm), 8), row=row, col=col)
+        figure.update_xaxes(title=depth, dtick=tick_step(len(norm), NARROW), row=row, col=col)
         heights = np.stack([to_numpy(norm[:, pos]), mean_elsewhere(norm, pos)])
         figure.update_yaxes(log_axis(heights), row=row, col=col)
     figure.update_yaxes(title="L2 norm (model units)")
     return titled(
-        figure.update_layout(height=580),
+        figure.update_layout(height=TALL),
         f"Norms at position {pos} against the other positions",
         "means over prompts, and over heads for key, value and output; the residual stream is read "
         "at the entry and after each block, before the final norm",
@@ -78,7 +89,7 @@ def figure_norms_by_position(result: AttentionSinkResult, *, log_x: bool = False
     heights = np.stack([ratio[shown] for ratio in ratios.values()])
     figure.update_yaxes(log_axis(heights), title="norm over its mean elsewhere (ratio)")
     return titled(
-        figure.update_layout(height=430),
+        figure,
         "Norms along the prompt",
         f"L2 norm at each position over its mean at all positions but {pos}; means over prompts, "
         "layers and heads; the residual stream at the depth where it stands out most",
@@ -101,7 +112,7 @@ def _norm_lines(
             name=name,
             mode="lines+markers",
             line=line_style(color, dash),
-            marker={"symbol": symbol, "size": 6},
+            marker_symbol=symbol,
             legendgroup=name,
             showlegend=showlegend,
             hovertemplate="depth %{x}<br>" + name + ": %{y:.4g}<extra></extra>",

@@ -15,7 +15,7 @@ from probes.figures.bigram_backcopy_parts import (
     n_text,
 )
 from probes.figures.lines import line_style
-from probes.figures.theme import DASHES, SERIES, log_axis, titled
+from probes.figures.theme import BESIDE, DASHES, SERIES, log_axis, titled
 from toy_tasks.bigram_backcopy import BigramBackcopyResult
 
 FIT = 0.5
@@ -120,7 +120,7 @@ def live_theory(curves: Mapping[str, Curve]) -> dict[str, tuple[str, Curve]]:
 def figure_theory(result: BigramBackcopyResult) -> go.Figure:
     """Sink logit and value norm along training, with what the simplified model's flow does."""
     figure = make_subplots(
-        1, 2, subplot_titles=["sink logit gap", "value norm |v W_O|"], horizontal_spacing=0.12
+        1, 2, subplot_titles=["sink logit gap", "value norm |v W_O|"], horizontal_spacing=BESIDE
     )
     step = result.step[1:].tolist()
     first, theory, others = (
@@ -149,7 +149,7 @@ def figure_theory(result: BigramBackcopyResult) -> go.Figure:
     norms = np.concatenate([bos.numpy(), rest.numpy(), result.value_norm_stationary[1:].numpy()])
     figure.update_yaxes(log_axis(norms), title_text="norm (model units)", row=1, col=2)
     return titled(
-        figure.update_layout(height=440),
+        figure,
         "The sink beside its theory",
         "left: with the value held, gradient flow lets the sink logit grow like 1/2 ln t (c: mean of "
         "the last half); right: with the logits held, the value comes to the norm that cancels what "

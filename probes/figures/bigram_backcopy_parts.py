@@ -5,11 +5,20 @@ import plotly.graph_objects as go
 import torch
 from plotly.subplots import make_subplots
 
-from probes.figures.theme import DASHES, SEQUENTIAL, SERIES, head_name, plain, titled
+from probes.figures.lines import line_style
+from probes.figures.theme import DASHES, SEQUENTIAL, SERIES, head_name, plain, rows_height, titled
 from toy_tasks.bigram_backcopy import BigramBackcopyResult
 
 SHOWN_POS = 32
 """Positions of a pattern that are drawn: more are too small to see."""
+EVERY = 16
+"""Positions from one number on the axis of keys to the next."""
+NARROW_GAP, WIDE_GAP = 0.02, 0.06
+"""Between panels that share an axis; the wide one has room for a number behind a bar."""
+ROOM = 1.25
+"""What the axis of a bar is longer than the longest, for the number behind it."""
+TINY = 1e-9
+ROW_PX = 22
 RARE = 1e-3
 """Characters below this share of the text are left out of the figure by token."""
 
@@ -34,7 +43,7 @@ def figure_patterns(result: BigramBackcopyResult) -> go.Figure:
         len(shown),
         subplot_titles=[f"step {step}" for step in result.pattern_step.tolist()],
         shared_yaxes=True,
-        horizontal_spacing=0.02,
+        horizontal_spacing=NARROW_GAP,
     )
     n_pos = shown.shape[-1]
     letters = [_letter(result, int(token)) for token in result.sample_tokens[0, :n_pos]]
@@ -43,18 +52,16 @@ def figure_patterns(result: BigramBackcopyResult) -> go.Figure:
             z=np.where(np.tri(n_pos, dtype=bool), pattern, np.nan),
             customdata=np.array([[f"{q} attends to {k}" for k in letters] for q in letters]),
             coloraxis="coloraxis",
-            hoverongaps=False,
             hovertemplate="%{customdata}: %{z:.3f}<br>query %{y}, key %{x}<extra></extra>",
         )
         figure.add_trace(heatmap, row=1, col=column)
     triggers = torch.isin(result.sample_tokens[0, :n_pos], result.triggers).nonzero()[:, 0].tolist()
-    figure.update_xaxes(title_text="key (position)", showgrid=False, dtick=16)
-    figure.update_yaxes(showgrid=False, range=[n_pos - 0.5, -0.5], tickvals=triggers)
+    figure.update_xaxes(title_text="key (position)", dtick=EVERY)
+    figure.update_yaxes(range=[n_pos - 0.5, -0.5], tickvals=triggers)
     figure.update_yaxes(title_text="query (position; ticks: triggers)", row=1, col=1)
     bar = {"title": {"text": "attention (share)"}}
     top = 1.0 if result.config.attention == "softmax" else None
     figure.update_layout(
-        height=430,
         coloraxis={"colorscale": SEQUENTIAL, "cmin": 0.0, "cmax": top, "colorbar": bar},
     )
     return titled(
@@ -80,7 +87,7 @@ def figure_sink_logits(result: BigramBackcopyResult) -> go.Figure:
             y=values.tolist(),
             name=f"step {step}",
             mode="lines+markers",
-            line={"color": SERIES[rank], "dash": DASHES[rank], "width": 1},
+            line=line_style(SERIES[rank], DASHES[rank], 1),
             hovertemplate=f"step {step}, character %{{x}}: %{{y:.2f}} nats<extra></extra>",
         )
     figure.update_xaxes(
@@ -100,7 +107,7 @@ def figure_sink_logits(result: BigramBackcopyResult) -> go.Figure:
         f"layer {layer} {ours:.1f} ({others:.1f})" for layer, (ours, others) in enumerate(spread)
     )
     return titled(
-        figure.update_layout(height=430),
+        figure,
         "Sink logits by character",
         "score at the first token minus the mean score at other keys, mean over layers and heads; "
         f"characters of at least {RARE:.1%} of the text, no triggers; in the end they spread by "
@@ -118,7 +125,7 @@ def figure_ablations(result: BigramBackcopyResult) -> go.Figure:
         "bigram risk (nats)": (result.bigram_risk[-1], result.bigram_risk_ablated),
         "residual peak (ratio)": (peak.max(), result.resid_peak_ablated),
     }
-    figure = make_subplots(1, 3, shared_yaxes=True, horizontal_spacing=0.06)
+    figure = make_subplots(1, len(panels), shared_yaxes=True, horizontal_spacing=WIDE_GAP)
     for column, (name, (whole, ablated)) in enumerate(panels.items(), start=1):
         values = [float(whole), *ablated[:, -1].tolist()]
         figure.add_bar(
@@ -134,12 +141,12 @@ def figure_ablations(result: BigramBackcopyResult) -> go.Figure:
             row=1,
             col=column,
         )
-        top = 1.25 * max(*values, 1e-9)
+        top = ROOM * max(*values, TINY)
         figure.update_xaxes(title_text=name, range=[0, top], row=1, col=column)
-    figure.update_yaxes(autorange="reversed", showgrid=False)
+    figure.update_yaxes(autorange="reversed")
     figure.update_yaxes(title_text="taken away (part)", col=1)
     return titled(
-        figure.update_layout(height=220 + 22 * len(names)),
+        figure.update_layout(height=rows_height(len(names), ROW_PX)),
         "What each part does",
         "excess risks after triggers and elsewhere; residual norm of the first token over that of the "
         "rest, after the block behind which it is largest; one part taken away at a time",

@@ -7,7 +7,13 @@ import numpy as np
 import plotly.graph_objects as go
 from jaxtyping import Float
 
-from probes.figures.theme import DIVERGING, SEQUENTIAL, tick_step
+from probes.figures.theme import DIVERGING, SEQUENTIAL, rows_height, tick_step
+
+MANY = 400
+"""Between more cells than these the gaps would be most of what is seen."""
+ROW_PX = 26
+HEIGHTS = (370, 760)
+"""The least and the most."""
 
 
 class HeadNumbers(NamedTuple):
@@ -38,8 +44,7 @@ def layer_head_heatmap(
     n_layers, n_heads = shown.values.shape
     low, high = _ends(shown.values, zero) if scale is None else scale
     numbers = np.stack([number.values for number in (shown, *others)], axis=-1)
-    # Between a thousand cells the gaps would be most of what is seen.
-    gap = int(shown.values.size <= 400)
+    gap = int(shown.values.size <= MANY)
     heatmap = go.Heatmap(
         z=shown.values.astype(np.float32),
         # float32: half the size on a page, and more digits than the hover shows.
@@ -49,15 +54,13 @@ def layer_head_heatmap(
         colorscale=SEQUENTIAL if zero is None else DIVERGING,
         colorbar={"title": {"text": shown.name}},
         hovertemplate=_hover((shown, *others)),
-        hoverongaps=False,
         xgap=gap,
         ygap=gap,
     )
     figure = go.Figure(heatmap)
-    figure.update_xaxes(title="head (index)", dtick=tick_step(n_heads), showgrid=False)
-    figure.update_yaxes(title="layer (index)", dtick=tick_step(n_layers), showgrid=False)
-    figure.update_yaxes(autorange="reversed")
-    return figure.update_layout(height=int(np.clip(230 + 26 * n_layers, 370, 760)))
+    figure.update_xaxes(title="head (index)", dtick=tick_step(n_heads))
+    figure.update_yaxes(title="layer (index)", dtick=tick_step(n_layers), autorange="reversed")
+    return figure.update_layout(height=int(np.clip(rows_height(n_layers, ROW_PX), *HEIGHTS)))
 
 
 def _hover(numbers: Sequence[HeadNumbers]) -> str:

@@ -7,12 +7,22 @@ from jaxtyping import Float
 from torch import Tensor
 
 from probes.figures.information_flow_routes import figure_routes
-from probes.figures.lines import line_style
-from probes.figures.theme import INK, SEQUENTIAL, SERIES, tick_step, titled, token_name, wrapped
+from probes.figures.lines import reference_line
+from probes.figures.theme import (
+    INK,
+    MARK_PX,
+    SEQUENTIAL,
+    SERIES,
+    tick_step,
+    titled,
+    token_name,
+    wrapped,
+)
 from probes.information_flow import InformationFlowResult
 from probes.information_flow_cross import pair_mask
 from probes.information_flow_tokens import KEEP_SETS
 
+TINY = 1e-6
 LEGEND = {
     "full": "everything",
     "tokens": "the prompt's tokens",
@@ -82,7 +92,7 @@ def figure_token_scores(result: InformationFlowResult) -> go.Figure:
             customdata=rows,
             mode="markers",
             name=name,
-            marker={"color": color, "symbol": symbol, "size": 8},
+            marker={"color": color, "symbol": symbol, "size": MARK_PX},
             hovertemplate="prompt %{customdata[0]}, item %{customdata[1]}<br>token at position "
             "%{customdata[2]}%{customdata[4]}, one of %{customdata[3]}<br>score %{y:.3f}<extra>"
             + name
@@ -92,7 +102,7 @@ def figure_token_scores(result: InformationFlowResult) -> go.Figure:
     figure.update_xaxes(title="place in the item (tokens)", dtick=tick_step(longest))
     figure.update_yaxes(title="score of the token alone (cosine)")
     return titled(
-        figure.update_layout(height=430),
+        figure,
         "What each token carries of its item",
         "score: cosine of what is read of the item, when all other positions hold the empty prompt, "
         f"with the item alone; representative: from {result.config.tau:g} of the whole item's score "
@@ -109,21 +119,20 @@ def figure_keep_sets(result: InformationFlowResult) -> go.Figure:
     measured = ~score.isnan()
     names = wrapped([LEGEND[name] for name, kept in zip(KEEP_SETS, measured, strict=True) if kept])
     figure = go.Figure()
-    for name, values, color in (
-        ("mean score (cosine)", score, SERIES[0]),
-        ("read as itself (share of items)", correct, SERIES[1]),
+    for name, values in (
+        ("mean score (cosine)", score),
+        ("read as itself (share of items)", correct),
     ):
         figure.add_bar(
             x=names,
             y=values[measured].numpy(),
             name=name,
-            marker_color=color,
             hovertemplate="%{x}: %{y:.3f}<extra>" + name + "</extra>",
         )
     figure.update_yaxes(title="score (cosine), read rightly (share)")
     figure.update_xaxes(title="kept of the prompt (keep-set)")
     return titled(
-        figure.update_layout(height=430, barmode="group"),
+        figure.update_layout(barmode="group"),
         "What is left of an item under each keep-set",
         "kept positions hold the prompt's encoding, the others that of the empty prompt; an item is "
         "read as itself when its own prototype is the nearest of its prompt's",
@@ -152,17 +161,16 @@ def figure_flow(result: InformationFlowResult) -> go.Figure:
         colorscale=SEQUENTIAL,
         xgap=1,
         ygap=1,
-        hoverongaps=False,
         colorbar={"title": {"text": "flow (share of norm)"}},
         hovertemplate="item %{y} receives %{z:.4f} from item %{x}<extra></extra>",
     )
     figure = go.Figure(heatmap)
-    figure.update_xaxes(title="from item (order in the prompt)", type="category", showgrid=False)
+    figure.update_xaxes(title="from item (order in the prompt)", type="category")
     figure.update_yaxes(
-        title="to item (order in the prompt)", type="category", autorange="reversed", showgrid=False
+        title="to item (order in the prompt)", type="category", autorange="reversed"
     )
     return titled(
-        figure.update_layout(height=430),
+        figure,
         "What each item receives from the others",
         "flow: |h - h without the other item| / |h| over the receiving item's positions at the end; "
         "exactly 0 from later items in a causal model",
@@ -181,16 +189,16 @@ def figure_leakage(result: InformationFlowResult) -> go.Figure:
         customdata=rows,
         mode="markers",
         name="ordered pair of items",
-        marker={"color": SERIES[0], "size": 8},
+        marker_size=MARK_PX,
         hovertemplate="prompt %{customdata[0]}: item %{customdata[1]} from item %{customdata[2]}"
         "<br>flow %{x:.3f}<br>leak %{y:.3f}<extra></extra>",
     )
-    figure.add_hline(y=0.0, line=line_style(INK, "dot", 1))
+    figure.add_hline(y=0.0, line=reference_line("dot"))
     figure.update_xaxes(title="flow (share of norm)")
     figure.update_yaxes(title="leak (difference of cosines)")
     before, after = result.leakage_rate() or 0.0, result.leakage_rate(patched=True) or 0.0
     return titled(
-        figure.update_layout(height=430),
+        figure,
         "Does what arrives make an item look like its neighbour?",
         "leak: cosine of the item with the other's prototype, minus the same without the other item; "
         f"{before:.1%} of items read as another, {after:.1%} with their uncontextualised "
@@ -210,14 +218,13 @@ def figure_flow_by_layer(result: InformationFlowResult) -> go.Figure:
             x=layers,
             y=values.mean(dim=0).numpy(),
             error_y=None if spread is None else {"array": spread.numpy(), "color": INK},
-            marker_color=SERIES[0],
             hovertemplate="layer %{x}: %{y:.4f}<extra></extra>",
         )
     )
     figure.update_xaxes(title="layer (index)", dtick=tick_step(len(layers)))
     figure.update_yaxes(title="flow that enters (share of norm)")
     return titled(
-        figure.update_layout(height=430),
+        figure,
         "In which layer flow between items enters",
         "difference between the flow that is left when the receiving item is put back to its state "
         "without the other before this block, and before the next; over the layers it sums to the "
@@ -231,7 +238,7 @@ def figure_direct(result: InformationFlowResult) -> go.Figure:
     pairs = pair_mask(result.exists())
     assert result.flow_direct is not None
     whole, direct = result.flow[pairs].numpy(), result.flow_direct[pairs].numpy()
-    top = float(max(whole.max(), direct.max(), 1e-6)) * 1.05
+    top = float(max(whole.max(), direct.max(), TINY)) * 1.05
     figure = go.Figure()
     figure.add_scatter(
         x=whole,
@@ -239,7 +246,7 @@ def figure_direct(result: InformationFlowResult) -> go.Figure:
         customdata=pairs.nonzero().numpy(),
         mode="markers",
         name="ordered pair of items",
-        marker={"color": SERIES[0], "size": 8},
+        marker_size=MARK_PX,
         hovertemplate="prompt %{customdata[0]}: item %{customdata[1]} from item %{customdata[2]}"
         "<br>flow %{x:.3f}<br>direct %{y:.3f}<extra></extra>",
     )
@@ -248,13 +255,13 @@ def figure_direct(result: InformationFlowResult) -> go.Figure:
         y=[0, top],
         mode="lines",
         name="equal",
-        line=line_style(INK, "dot", 1),
+        line=reference_line("dot"),
         hoverinfo="skip",
     )
     figure.update_xaxes(title="flow: the other item taken away (share of norm)")
     figure.update_yaxes(title="flow: attention to it knocked out (share of norm)")
     return titled(
-        figure.update_layout(height=430),
+        figure,
         "How much comes by attention from item to item",
         "direct: change of an item when none of its queries sees a key of the other item, in any "
         "layer and head; what comes by way of other tokens stays",

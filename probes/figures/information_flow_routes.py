@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import plotly.graph_objects as go
 from torch import Tensor
 
-from probes.figures.theme import DASHES, INK, SERIES, tick_step, titled, token_name
+from probes.figures.theme import DASHES, INK, MARK_PX, SERIES, SQUARE, tick_step, titled, token_name
 from probes.information_flow import InformationFlowResult
 from probes.information_flow_routes import MLP, RESIDUAL
 
@@ -36,7 +36,7 @@ def figure_routes(result: InformationFlowResult, prompt: int = 0) -> go.Figure:
         y=[top] * len(items),
         mode="markers",
         name="item token, where the graph starts",
-        marker={"symbol": "diamond", "size": 10, "color": SERIES[2]},
+        marker={"symbol": "diamond", "size": MARK_PX, "color": SERIES[2]},
         hovertemplate="position %{x}<extra>item</extra>",
     )
     figure.update_xaxes(
@@ -44,7 +44,7 @@ def figure_routes(result: InformationFlowResult, prompt: int = 0) -> go.Figure:
     )
     figure.update_yaxes(title="depth (blocks)", dtick=tick_step(top + 1))
     return titled(
-        figure.update_layout(height=520),
+        figure.update_layout(height=SQUARE),
         f"Routes into the items of prompt {prompt}",
         "an edge's importance is the share of its node that it is near to in the L1 norm; drawn from "
         f"{result.config.route_threshold:g} on, followed downwards from the items' last states",
@@ -111,7 +111,7 @@ def _heads(edges: Tensor, share: Tensor, names: list[str]) -> go.Scatter:
         y=[row[1] for row in rows],
         customdata=[row[2:] for row in rows],
         mode="markers",
-        marker={"size": 6, "color": "rgba(0, 0, 0, 0)"},
+        marker_color="rgba(0, 0, 0, 0)",
         showlegend=False,
         hovertemplate="layer %{customdata[0]}, %{customdata[1]}<br>position %{customdata[2]} to "
         "%{customdata[3]}<br>importance %{customdata[4]:.3f}<extra></extra>",

@@ -7,7 +7,7 @@ import plotly.graph_objects as go
 from jaxtyping import Bool, Float, Int
 
 from probes.figures.heatmap import HeadNumbers
-from probes.figures.theme import BAND, DASHES, MARKED, SERIES, head_name, log_axis
+from probes.figures.theme import BAND, DASHES, INK, MARKED, SERIES, head_name, log_axis
 
 STRONGEST = 5
 """Heads that get a line of their own."""
@@ -16,6 +16,11 @@ STRONGEST = 5
 def line_style(color: str, dash: str = "solid", width: float | int = 2) -> dict[str, object]:
     """How a line looks; the dash tells lines apart where colours cannot."""
     return {"color": color, "dash": dash, "width": width}
+
+
+def reference_line(dash: str) -> dict[str, object]:
+    """How a line looks that is no measurement: thin and grey."""
+    return line_style(INK, dash, 1)
 
 
 def position_axis(figure: go.Figure, x: Float[np.ndarray, " shown"], *, log_x: bool) -> None:

@@ -4,11 +4,29 @@ import numpy as np
 import plotly.graph_objects as go
 
 from probes.figures.lines import line_style
-from probes.figures.theme import BAND, FAINT, INK, SERIES, log_axis, tick_step, titled, wrapped
+from probes.figures.theme import (
+    BAND,
+    FAINT,
+    INK,
+    SERIES,
+    SHARES,
+    log_axis,
+    rows_height,
+    tick_step,
+    titled,
+    wrapped,
+)
 from probes.reachability_results import ReachabilityResult
 
 MOST_ROWS = 40
 """Pairs in the table of prompts; the shortest controls first."""
+ROW_PX, CELL_PX, HEAD_PX, EDGE_PX = 34, 30, 44, 14
+WIDTHS = (2, 8, 11, 4, 4, 4, 3)
+"""Of the columns, in parts."""
+SHAKEN, OPACITY = 0.22, 0.7
+"""So that points on each other are seen: how far they are moved at most, how dense they are."""
+N_SYMBOLS = 8
+"""Shapes of marks, the first of plotly's."""
 _SPACE = "\u2423"
 """Stands for a space at an end, where it could not be seen."""
 
@@ -69,10 +87,10 @@ def figure_k_epsilon(result: ReachabilityResult) -> go.Figure:
     proved = result.bound_excluded.float().mean().item()
     if proved:
         figure.add_hline(y=proved, line=line_style(INK, "dash"), annotation_text="proved")
-    figure.update_xaxes(title="k, longest control allowed (tokens)", dtick=tick_step(len(x), 12))
-    figure.update_yaxes(title="epsilon (share of pairs not reached)", range=[0, 1.02])
+    figure.update_xaxes(title="k, longest control allowed (tokens)", dtick=tick_step(len(x)))
+    figure.update_yaxes(title="epsilon (share of pairs not reached)", range=SHARES)
     return titled(
-        figure.update_layout(height=430),
+        figure,
         f"k-epsilon: {result.metrics()['reached']:.0%} reached within {result.config.k_max} tokens",
         f"epsilon(k): share of pairs whose target no control of at most k tokens was found for; a search "
         f"can miss controls, so this is an upper bound; lengths tried: "
@@ -107,22 +125,24 @@ def figure_prompts(result: ReachabilityResult) -> go.Figure:
                 "values": wrapped(list(columns)),
                 "align": "left",
                 "fill_color": FAINT,
-                "height": 44,
+                "height": HEAD_PX,
             },
             cells={
                 "values": list(columns.values()),
                 "align": "left",
                 "fill_color": "rgba(0,0,0,0)",
-                "height": 30,
+                "height": CELL_PX,
             },
-            columnwidth=[2, 8, 11, 4, 4, 4, 3],
+            columnwidth=WIDTHS,
         )
     )
     left_out = (
         f", {len(shown)} of {len(order)} reached pairs shown" if len(order) > len(shown) else ""
     )
     return titled(
-        figure.update_layout(height=240 + 34 * len(shown), margin={"l": 14, "r": 14}),
+        figure.update_layout(
+            height=rows_height(len(shown), ROW_PX), margin={"l": EDGE_PX, "r": EDGE_PX}
+        ),
         "Prompts that were found",
         f"input = BOS + control + state, and the model's most likely next token is the target; {_SPACE} "
         "is a space at an end; rank 0: the target came first already",
@@ -136,7 +156,7 @@ def figure_length_by_rank(result: ReachabilityResult) -> go.Figure:
     beyond = result.config.k_max + 1
     k = np.where(reached, result.k.numpy(), beyond)
     rank = (result.base_rank.numpy() + 1).astype(np.float64)
-    spread = np.random.default_rng(0).uniform(-0.22, 0.22, len(k))
+    spread = np.random.default_rng(0).uniform(-SHAKEN, SHAKEN, len(k))
     figure = go.Figure()
     for name, kept, color, symbol in (
         ("reached", reached, SERIES[0], "circle"),
@@ -147,11 +167,11 @@ def figure_length_by_rank(result: ReachabilityResult) -> go.Figure:
             y=(k + spread)[kept],
             mode="markers",
             name=name,
-            marker={"color": color, "symbol": symbol, "size": 7, "opacity": 0.7},
+            marker={"color": color, "symbol": symbol, "opacity": OPACITY},
             customdata=k[kept],
             hovertemplate="rank + 1 = %{x}<br>k = %{customdata}<extra></extra>",
         )
-    ticks = list(range(0, beyond, tick_step(beyond, 12)))
+    ticks = list(range(0, beyond, tick_step(beyond)))
     figure.update_xaxes(log_axis(rank), title="rank without a control, + 1 (token rank)")
     figure.update_yaxes(
         title="length of the control (tokens)",
@@ -159,7 +179,7 @@ def figure_length_by_rank(result: ReachabilityResult) -> go.Figure:
         ticktext=[*map(str, ticks), "none"],
     )
     return titled(
-        figure.update_layout(height=430),
+        figure,
         "Length of the control by the target's rank",
         "one point a pair, shaken vertically so that points do not cover each other; rank 0 is the "
         "model's own choice",
@@ -180,7 +200,7 @@ def figure_bound(result: ReachabilityResult) -> go.Figure:
             y=y[:, head],
             mode="markers",
             name=f"L0H{head}",
-            marker={"color": SERIES[head % len(SERIES)], "symbol": head % 8, "size": 7},
+            marker={"color": SERIES[head % len(SERIES)], "symbol": head % N_SYMBOLS},
             hovertemplate=f"L0H{head}<br>at most %{{x:.3g}}<br>found %{{y:.3g}}<extra></extra>",
         )
     top = float(max(x.max(), y.max())) * 1.05
@@ -191,7 +211,7 @@ def figure_bound(result: ReachabilityResult) -> go.Figure:
     figure.update_yaxes(title="|y_perp| found (model units)")
     said = result.metrics()
     return titled(
-        figure.update_layout(height=470),
+        figure,
         "Bound against found, heads of layer 0",
         "y_perp: part of a head's output at the last position, orthogonal to its output without the "
         "control; no point can lie above the dashed line; heads that cannot write the target's own "

@@ -8,12 +8,14 @@ from plotly.subplots import make_subplots
 
 from probes.figures.lines import line_style
 from probes.figures.theme import (
+    BESIDE,
     DASHES,
     INK,
     SEQUENTIAL,
     SERIES,
     choose_positions,
     log_axis,
+    rows_height,
     titled,
 )
 from toy_tasks.scan_snap import ScanSnapResult
@@ -24,6 +26,15 @@ from toy_tasks.scan_snap_theory import (
     integrate_common_logit,
 )
 
+ROW_PX = 14
+CURVE = 60
+"""Points of a theory's curve."""
+HEIGHTS = (400, 760)
+"""Of the map of attention, the least and the most."""
+DRAWN = (0.08, 0.16, 0.32, 1.0)
+"""Of the way, the checkpoints whose logits are drawn."""
+TINY = 1e-6
+"""The least fall that the theory is fitted to."""
 FLOW_STEPS = 4000
 """Of the integration, at least; a run has few and long ones."""
 
@@ -63,7 +74,7 @@ def figure_scan_and_snap(result: ScanSnapResult) -> go.Figure:
         "entropy (nats)": result.entropy,
     }
     headings = [name.split(" (")[0] for name in panels]
-    figure = make_subplots(1, 3, subplot_titles=headings, horizontal_spacing=0.12)
+    figure = make_subplots(1, 3, subplot_titles=headings, horizontal_spacing=BESIDE)
     for column, (name, values) in enumerate(panels.items(), start=1):
         heights = values.numpy()[shown]
         line = {"mode": "lines", "line": line_style(SERIES[column - 1]), "showlegend": False}
@@ -77,7 +88,7 @@ def figure_scan_and_snap(result: ScanSnapResult) -> go.Figure:
     loss = result.loss.numpy()[shown]
     figure.update_yaxes(log_axis(loss), row=1, col=1)
     return titled(
-        figure.update_layout(height=420),
+        figure,
         "Attention scans for distinct tokens, then snaps",
         "attention in infinitely long sequences, means over classes; dotted: first step from which "
         "five steps change Z by less than 5 % of the largest such change",
@@ -99,10 +110,10 @@ def figure_attention(result: ScanSnapResult, row: int = 0) -> go.Figure:
         hovertemplate="<b>%{y}</b><br>step %{x}: %{z:.3f}<extra></extra>",
     )
     figure = go.Figure(heatmap)
-    figure.update_xaxes(title="updates (steps)", showgrid=False)
-    figure.update_yaxes(title="contextual token (id)", autorange="reversed", showgrid=False)
+    figure.update_xaxes(title="updates (steps)")
+    figure.update_yaxes(title="contextual token (id)", autorange="reversed")
     return titled(
-        figure.update_layout(height=int(np.clip(260 + 14 * len(tokens), 400, 760))),
+        figure.update_layout(height=int(np.clip(rows_height(len(tokens), ROW_PX), *HEIGHTS))),
         f"Where the attention of class {row} goes",
         "c[l] = P(l) exp(Z[query, l]) over its sum: attention in infinitely long sequences of the "
         "class; distinct tokens are ordered by how frequent they are",
@@ -117,7 +128,7 @@ def figure_distinct_tokens(result: ScanSnapResult) -> go.Figure:
     prob = law.prob[law.is_distinct].view(-1, n_distinct).mean(dim=0)
     own = result.class_z()[:, law.is_distinct].view(len(result.step), -1, n_distinct).double()
     z, figure = own.mean(dim=1), go.Figure()
-    wide = torch.linspace(0, float(prob.max()), 60, dtype=torch.float64)
+    wide = torch.linspace(0, float(prob.max()), CURVE, dtype=torch.float64)
     for rank, index in enumerate(_chosen_steps(result)):
         name, color = f"step {int(result.step[index])}", SERIES[rank]
         figure.add_scatter(
@@ -134,7 +145,7 @@ def figure_distinct_tokens(result: ScanSnapResult) -> go.Figure:
     figure.update_xaxes(title="P(token | class) (share of the class's tokens)")
     figure.update_yaxes(title="attention logit z (nats)")
     return titled(
-        figure.update_layout(height=470),
+        figure,
         "Frequent distinct tokens win the attention",
         "points: z of distinct tokens, mean over classes; lines: z = -1/2 ln(1 - kappa P^2), which "
         "gradient flow on long sequences obeys, through the most frequent token (Theorem 3)",
@@ -167,7 +178,7 @@ def figure_common_tokens(result: ScanSnapResult) -> go.Figure:
     figure.update_xaxes(log_axis(step.astype(float)), title="updates (steps)")
     figure.update_yaxes(title="fall B = -z (nats)")
     return titled(
-        figure.update_layout(height=430),
+        figure,
         "Common tokens lose attention ever more slowly",
         "B: mean over classes and common tokens; theory (Theorem 4, one common token): dB/dt = "
         "eta_Z/C0 gamma(t) exp(-4 B), rates over 1 - momentum, C0 chosen to meet the last point",
@@ -188,7 +199,7 @@ def flow_through_end(result: ScanSnapResult, end: float) -> Float[np.ndarray, " 
         config.lr_z / kept,
     )
     last = float(result.step[-1])
-    c0 = 4 * flow.rate_z * flow.gamma_integral(last) / np.expm1(4 * max(end, 1e-6))
+    c0 = 4 * flow.rate_z * flow.gamma_integral(last) / np.expm1(4 * max(end, TINY))
     # Steps are long beside t0: the flow needs finer ones, and one that ends at the jump of gamma.
     fine = torch.linspace(0, last, FLOW_STEPS + 1, dtype=torch.float64)
     times = torch.cat([fine, torch.tensor([flow.transition]).double(), result.step.double()])
@@ -223,9 +234,7 @@ def _shown(result: ScanSnapResult) -> Int[np.ndarray, " shown"]:
 
 def _chosen_steps(result: ScanSnapResult) -> list[int]:
     last = len(result.step) - 1
-    return sorted(
-        {max(1, round(last * share)) for share in (0.08, 0.16, 0.32, 1.0)} & {*range(last + 1)}
-    )
+    return sorted({max(1, round(last * share)) for share in DRAWN} & {*range(last + 1)})
 
 
 def _token_name(result: ScanSnapResult, row: int, token: int) -> str:

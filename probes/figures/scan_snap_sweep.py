@@ -7,6 +7,9 @@ from plotly.subplots import make_subplots
 from probes.figures.theme import SEQUENTIAL, titled
 from toy_tasks.scan_snap_panels import ScanSnapSweepResult
 
+GAP = 0.04
+"""Between panels that share an axis."""
+
 
 def figures(result: ScanSnapSweepResult) -> dict[str, go.Figure]:
     """The panels of entropies, and those of attention on common tokens."""
@@ -70,7 +73,7 @@ def figure_panels(
     config = result.config
     headings = [f"{n} {'query' if n == 1 else 'queries'}" for n in config.n_queries]
     figure = make_subplots(
-        1, len(headings), subplot_titles=headings, shared_yaxes=True, horizontal_spacing=0.04
+        1, len(headings), subplot_titles=headings, shared_yaxes=True, horizontal_spacing=GAP
     )
     finite = values[np.isfinite(values)]
     spread = "" if errors is None else " +- %{customdata:.3f}"
@@ -88,7 +91,6 @@ def figure_panels(
             showscale=column == len(headings),
             colorbar={"title": {"text": name}},
             texttemplate="%{z:.2f}",
-            hoverongaps=False,
             hovertemplate=f"eta_Z %{{y}}, eta_Y/eta_Z %{{x}}: %{{z:.3f}}{spread}<extra></extra>",
             row=1,
             col=column,
@@ -96,8 +98,7 @@ def figure_panels(
         figure.update_xaxes(title="eta_Y / eta_Z (ratio)", type="category", row=1, col=column)
         heading = "eta_Z (rate)" if column == 1 else None
         figure.update_yaxes(title=heading, type="category", row=1, col=column)
-    figure.update_xaxes(showgrid=False).update_yaxes(showgrid=False)
-    return titled(figure.update_layout(height=430), title, meaning, _n_text(result))
+    return titled(figure, title, meaning, _n_text(result))
 
 
 def _n_text(result: ScanSnapSweepResult) -> str:

@@ -4,7 +4,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from probes.figures.lines import line_style
-from probes.figures.theme import DASHES, SERIES, titled
+from probes.figures.theme import BELOW, BESIDE, DASHES, INK, SERIES, TALL, titled
 from toy_tasks.scan_snap_text import ScanSnapTextResult
 
 
@@ -35,7 +35,7 @@ def figure_attention(result: ScanSnapTextResult) -> go.Figure:
     }
     headings = ["entropy of attention", "change between checkpoints", "common words", "loss"]
     figure = make_subplots(
-        2, 2, subplot_titles=headings, vertical_spacing=0.26, horizontal_spacing=0.14
+        2, 2, subplot_titles=headings, vertical_spacing=BELOW, horizontal_spacing=BESIDE
     )
     for panel, title in enumerate([*panels, "loss (nats a word)"]):
         figure.update_yaxes(title=title, row=panel // 2 + 1, col=panel % 2 + 1)
@@ -55,13 +55,13 @@ def figure_attention(result: ScanSnapTextResult) -> go.Figure:
     losses = {"held-out": (result.loss, "solid"), "training text": (result.train_loss, "dot")}
     for name, (loss, dash) in losses.items():
         figure.add_scatter(
-            x=step + 1, y=loss.numpy(), name=name, line=line_style(SERIES[-1], dash), row=2, col=2
+            x=step + 1, y=loss.numpy(), name=name, line=line_style(INK, dash), row=2, col=2
         )
     figure.update_xaxes(title="updates + 1 (steps)", type="log", dtick=1)
     figure.update_yaxes(rangemode="tozero")
     config = result.config
     return titled(
-        figure.update_layout(height=640),
+        figure.update_layout(height=TALL),
         "On text, attention grows sparse under plain SGD",
         f"means over heads and the later half of the queries; change: total variation distance; "
         f"ratio below 1: the most frequent words are avoided; SGD with rate {config.lr:g}",

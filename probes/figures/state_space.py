@@ -7,7 +7,17 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from probes.figures.lines import line_style
-from probes.figures.theme import DASHES, INK, SERIES, log_axis, tick_step, titled
+from probes.figures.theme import (
+    BESIDE,
+    DASHES,
+    INK,
+    NARROW,
+    SERIES,
+    SHARES,
+    log_axis,
+    tick_step,
+    titled,
+)
 from toy_tasks.state_space import N_TEST, VARIANTS, StateSpaceToyResult
 
 
@@ -30,7 +40,7 @@ def finding(result: StateSpaceToyResult) -> str:
 def figure_learning(result: StateSpaceToyResult) -> go.Figure:
     """Accuracy and loss of every variant along training."""
     panels = {"accuracy": result.accuracy, "loss": result.loss}
-    figure = make_subplots(1, 2, subplot_titles=list(panels), horizontal_spacing=0.12)
+    figure = make_subplots(1, 2, subplot_titles=list(panels), horizontal_spacing=BESIDE)
     for column, values in enumerate(panels.values(), start=1):
         for row, name in enumerate(VARIANTS):
             figure.add_scatter(
@@ -47,10 +57,10 @@ def figure_learning(result: StateSpaceToyResult) -> go.Figure:
     guess = 1 / result.config.n_classes
     figure.add_hline(guess, line={"color": INK, "dash": "dot"}, row=1, col=1)
     figure.update_xaxes(title="updates (steps)")
-    figure.update_yaxes(title="accuracy (share of sequences)", range=[0, 1.02], row=1, col=1)
+    figure.update_yaxes(title="accuracy (share of sequences)", range=SHARES, row=1, col=1)
     figure.update_yaxes(title="loss (nats)", rangemode="tozero", row=1, col=2)
     return titled(
-        figure.update_layout(height=430),
+        figure,
         "Learning with and without the refinements",
         "one signal token in the first half of noise, its class read from the last token; positive, "
         "negative, mixed: prescribed signs of the eigenvalues of S_C^T S_B; reordered: a soft sort by "
@@ -62,7 +72,7 @@ def figure_learning(result: StateSpaceToyResult) -> go.Figure:
 def figure_token_norms(result: StateSpaceToyResult) -> go.Figure:
     """How token norms change from layer to layer, before and after training."""
     titles = ["before training", "after training"]
-    figure = make_subplots(1, 2, subplot_titles=titles, horizontal_spacing=0.14)
+    figure = make_subplots(1, 2, subplot_titles=titles, horizontal_spacing=BESIDE)
     ratio = np.asarray(result.token_norm / result.token_norm[..., :1])
     for column, checkpoint in enumerate((0, -1), start=1):
         for row, name in enumerate(VARIANTS):
@@ -78,10 +88,10 @@ def figure_token_norms(result: StateSpaceToyResult) -> go.Figure:
                 col=column,
             )
         figure.update_yaxes(log_axis(ratio[:, checkpoint]), row=1, col=column)
-    figure.update_xaxes(title="layers passed (number)", dtick=tick_step(ratio.shape[-1], 8))
+    figure.update_xaxes(title="layers passed (number)", dtick=tick_step(ratio.shape[-1], NARROW))
     figure.update_yaxes(title="token norm over its entry (ratio)")
     return titled(
-        figure.update_layout(height=430),
+        figure,
         "Token norms along depth",
         "mean over tokens of |x| after each layer over that at the entry; the theory has negative "
         "spectra shrink tokens and positive ones grow them; a sort averages tokens, which shortens them",

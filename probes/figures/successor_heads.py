@@ -12,8 +12,19 @@ from probes.figures.successor_heads_digits import (
     figure_steering,
     figure_steering_by_scale,
 )
-from probes.figures.theme import INK, SERIES, head_name, titled, wrapped
+from probes.figures.theme import (
+    INK,
+    MARK_PX,
+    POINTS,
+    SHARES,
+    head_name,
+    rows_height,
+    titled,
+    wrapped,
+)
 from probes.successor_heads import SuccessorHeadsResult
+
+ROW_PX = 22
 
 
 def figures(result: SuccessorHeadsResult) -> dict[str, go.Figure]:
@@ -113,19 +124,18 @@ def figure_tasks(result: SuccessorHeadsResult) -> go.Figure:
     flat = result.score_by_task.flatten(1)
     ranked = result.score.flatten().argsort(descending=True, stable=True)[:2].tolist()
     figure = go.Figure()
-    for rank, index in enumerate(ranked):
+    for index in ranked:
         figure.add_bar(
             x=tasks,
             y=_numpy(flat[:, index]),
             name=head_name(*divmod(index, n_heads)),
-            marker_color=SERIES[rank],
             customdata=result.n_pairs.numpy(),
             hovertemplate="%{x}: %{y:.1%} of %{customdata} pairs",
         )
     figure.update_xaxes(title="series (name)")
-    figure.update_yaxes(title="pairs found (share)", range=[0, 1.02])
+    figure.update_yaxes(title="pairs found (share)", range=SHARES)
     return titled(
-        figure.update_layout(height=430, barmode="group"),
+        figure.update_layout(barmode="group"),
         "The best heads by series",
         "share of a series' pairs for which the next item is the strict maximum",
         n_text(result),
@@ -138,20 +148,19 @@ def figure_filter(result: SuccessorHeadsResult) -> go.Figure:
     names = [line.split(": ")[0] for line in lines]
     items, kept, pairs = result.filter_counts.T.numpy()
     figure = go.Figure()
-    for name, values, color in (("single tokens", kept, SERIES[0]), ("pairs", pairs, SERIES[1])):
+    for name, values in (("single tokens", kept), ("pairs", pairs)):
         figure.add_bar(
             y=names,
             x=(values / items).astype(np.float32),
             orientation="h",
             name=name,
-            marker_color=color,
             customdata=list(lines),
             hovertemplate="%{customdata}<extra></extra>",
         )
-    figure.update_xaxes(title="kept (share of the series' items)", range=[0, 1.02])
+    figure.update_xaxes(title="kept (share of the series' items)", range=SHARES)
     figure.update_yaxes(title="series (written form)", autorange="reversed", dtick=1)
     return titled(
-        figure.update_layout(height=240 + 22 * len(lines), barmode="group"),
+        figure.update_layout(height=rows_height(len(lines), ROW_PX), barmode="group"),
         "What the tokenizer keeps in one token",
         "only items that are one token count, and only pairs of two of them; a form needs two pairs "
         "to be scored",
@@ -167,12 +176,12 @@ def figure_attention(result: SuccessorHeadsResult) -> go.Figure:
         _numpy(result.list_attention),
         HeadNumbers("mean over series", _numpy(result.macro_score())),
     )
-    points.update(marker={"color": SERIES[0], "size": 9, "line": {"color": INK, "width": 1}})
+    points.update(marker={"size": MARK_PX, "line": {"color": INK, "width": 1}})
     figure = go.Figure(points)
-    figure.update_xaxes(title="score (share of pairs)", range=[-0.02, 1.02])
-    figure.update_yaxes(title="attention to the last item (share)", range=[-0.02, 1.02])
+    figure.update_xaxes(title="score (share of pairs)", range=POINTS)
+    figure.update_yaxes(title="attention to the last item (share)", range=POINTS)
     return titled(
-        figure.update_layout(height=450),
+        figure,
         "Does the head look at the item?",
         "the score leaves attention out; here lists of three successive items are shown, and attention "
         "from the last token to the last item is read, mean over lists",
@@ -206,12 +215,11 @@ def figure_categories(result: SuccessorHeadsResult) -> go.Figure:
             x=list(result.labels["category"]),
             y=_numpy(result.winning_categories[row]),
             name=name,
-            marker_color=SERIES[row],
         )
     figure.update_xaxes(title="category (first that applies)")
-    figure.update_yaxes(title="cases (share)", range=[0, 1.02])
+    figure.update_yaxes(title="cases (share)", range=SHARES)
     return titled(
-        figure.update_layout(height=430, barmode="group"),
+        figure.update_layout(barmode="group"),
         f"Prefixes that {head_name(*result.best)} wins",
         "by what the correct token has to do with the tokens that the head attends to",
         f"n = {result.metrics()['n_winning']:.0f} prefixes won of "

@@ -5,8 +5,20 @@ import plotly.graph_objects as go
 from jaxtyping import Float
 from torch import Tensor
 
-from probes.figures.lines import line_style
-from probes.figures.theme import DASHES, DIVERGING, INK, SERIES, head_name, titled, wrapped
+from probes.figures.lines import line_style, reference_line
+from probes.figures.theme import (
+    DASHES,
+    DIVERGING,
+    INK,
+    POINTS,
+    SERIES,
+    SHARES,
+    SQUARE,
+    head_name,
+    rows_height,
+    titled,
+    wrapped,
+)
 from probes.successor_heads import SuccessorHeadsResult
 
 TWO_COLOURS = ((0.0, "#c9c9c9"), (0.5, "#c9c9c9"), (0.5, SERIES[0]), (1.0, SERIES[0]))
@@ -36,7 +48,6 @@ def figure_steering(result: SuccessorHeadsResult) -> go.Figure:
             zmax=1,
             colorscale=TWO_COLOURS,
             showscale=False,
-            hoverongaps=False,
             hovertemplate="%{y} to digit %{x}<br>followed: %{z:.0f}<br>item named: number "
             "%{customdata:.0f} of its series<extra></extra>",
         )
@@ -45,7 +56,7 @@ def figure_steering(result: SuccessorHeadsResult) -> go.Figure:
     figure.update_yaxes(title="source (series and item)", autorange="reversed", type="category")
     name = head_name(*result.best)
     return titled(
-        figure.update_layout(height=260 + ROW_PX * len(shown)),
+        figure.update_layout(height=rows_height(len(shown), ROW_PX)),
         f"Steering the last digit: what {name} says",
         "blue: the head names the successor of the item with the new digit; grey: another item; empty: "
         "the series has no such item; the column of the own digit is left as it is",
@@ -79,9 +90,9 @@ def figure_steering_by_scale(result: SuccessorHeadsResult) -> go.Figure:
             line=line_style(SERIES[index % len(SERIES)], dashes[index % len(dashes)]),
         )
     figure.update_xaxes(title="strength (times the digit's own)", type="log", tickvals=scales)
-    figure.update_yaxes(title="success (share of source x digit)", range=[-0.02, 1.02])
+    figure.update_yaxes(title="success (share of source x digit)", range=POINTS)
     return titled(
-        figure.update_layout(height=430),
+        figure,
         "Steering by strength",
         "share of (source, other digit) for which the head names the successor of the steered item",
         f"n = {len(result.labels['source'])} sources x 9 digits",
@@ -117,7 +128,7 @@ def figure_digit_features(result: SuccessorHeadsResult) -> go.Figure:
     figure.update_xaxes(title="last digit of the number named (digit)", type="category")
     figure.update_yaxes(title="feature of digit (digit)", autorange="reversed", type="category")
     return titled(
-        figure.update_layout(height=520),
+        figure.update_layout(height=SQUARE),
         f"What {head_name(*result.best)} makes of each digit's feature",
         "each autoencoder feature goes through the head's OV circuit and the unembedding; mean logit of "
         "numbers by last digit, rows with mean 0 and deviation 1",
@@ -129,14 +140,14 @@ def figure_probe(result: SuccessorHeadsResult) -> go.Figure:
     """A linear probe of the last digit, fitted on numbers, on every series."""
     accuracy: Float[np.ndarray, " task"] = _numpy(result.probe_accuracy_by_task)
     tasks = wrapped(result.labels["task"])
-    figure = go.Figure(go.Bar(x=tasks, y=accuracy, marker_color=SERIES[0], name="accuracy"))
+    figure = go.Figure(go.Bar(x=tasks, y=accuracy, name="accuracy"))
     figure.add_scatter(
-        x=tasks, y=[0.1] * len(tasks), mode="lines", name="chance", line=line_style(INK, "dash", 1)
+        x=tasks, y=[0.1] * len(tasks), mode="lines", name="chance", line=reference_line("dash")
     )
     figure.update_xaxes(title="series (name)")
-    figure.update_yaxes(title="accuracy (share)", range=[0, 1.02])
+    figure.update_yaxes(title="accuracy (share)", range=SHARES)
     return titled(
-        figure.update_layout(height=430),
+        figure,
         "Is the last digit the same direction in every series?",
         "logistic regression on index mod 10, fitted on numbers; on numbers themselves it is judged on "
         "tens that it has not seen",

@@ -28,7 +28,24 @@ DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 
 SUBTITLE_CHARACTERS = 100
 _LINE_PX = 17
-_TITLE_PX = 44
+_TITLE_PX = 64
+_PLOT_PX = 350
+"""A row of panels with the titles of its axes and the legend under it."""
+_FRAME_PX = 240
+"""What a figure with a row for each of many things needs besides the rows."""
+SQUARE, TALL = 560, 640
+"""Heights of figures whose axes are of one kind, and of those with two rows of panels."""
+BESIDE, BELOW = 0.14, 0.24
+"""Room for the axis between panels, as a share of the figure."""
+MARK_PX, SMALL_PX = 9, 6
+"""Marks, and marks of which there may be hundreds."""
+NARROW = 8
+"""Numbers on the axis of a panel that stands beside another."""
+
+SHARES = (0.0, 1.02)
+"""Range of an axis of shares; a line at 1 is seen whole."""
+POINTS = (-0.02, 1.02)
+"""The same for marks, which are cut at neither end."""
 
 _AXIS = {
     "gridcolor": FAINT,
@@ -51,7 +68,8 @@ PANEL_PX = 14
 
 TEMPLATE = go.layout.Template(
     data={
-        "heatmap": [{"colorbar": _COLORBAR}],
+        # A hole is no number.
+        "heatmap": [{"colorbar": _COLORBAR, "hoverongaps": False}],
         "scatter": [{"marker": {"colorbar": _COLORBAR}}],
     },
     layout={
@@ -96,24 +114,30 @@ TEMPLATE = go.layout.Template(
 def titled(figure: go.Figure, title: str, definition: str, n: str) -> go.Figure:
     """Give a figure the look, its title, and under it the definition and what n is.
 
-    Marks that say nothing of their own on hover name their line and both axes.
+    Its height is that of one row of panels where it has none of its own. Marks that say nothing of
+    their own on hover name their line and both axes; a map has no grid, which would show in its holes.
 
     Args:
         figure: It is changed and returned; its axes have their titles already.
         title: What is seen, in a few words.
         definition: What the numbers are, independent of the model.
-        n: Over how much they were taken.
+        n: Over how much they were taken; one line or several.
     """
     lines = [
-        *textwrap.wrap(f"{definition};", SUBTITLE_CHARACTERS),
-        *textwrap.wrap(n, SUBTITLE_CHARACTERS),
+        line
+        for text in (f"{definition};", *n.splitlines())
+        for line in textwrap.wrap(text, SUBTITLE_CHARACTERS)
     ]
+    top = _TITLE_PX + _LINE_PX * len(lines)
     figure.update_layout(
         template=TEMPLATE,
         title={"text": title, "subtitle": {"text": "<br>".join(lines)}},
-        margin_t=_TITLE_PX + _LINE_PX * len(lines) + 20,
+        margin_t=top,
+        height=figure.layout.height or top + _PLOT_PX,
     )
     figure.update_annotations({"font_size": PANEL_PX}, selector={"font": {"size": 16}})
+    if any(trace.type == "heatmap" for trace in figure.data):
+        figure.update_xaxes(showgrid=False).update_yaxes(showgrid=False)
     for trace in figure.data:
         if trace.type in ("scatter", "bar") and not (trace.hovertemplate or trace.hoverinfo):
             trace.hovertemplate = _hover(figure, trace)
@@ -148,6 +172,11 @@ def wrapped(names: Sequence[str]) -> list[str]:
 def head_name(layer: int, head: int) -> str:
     """The short name of a head, ``L3H7``."""
     return f"L{layer}H{head}"
+
+
+def rows_height(n_rows: int, row_px: int) -> int:
+    """The height of a figure with so many rows of so many pixels."""
+    return _FRAME_PX + n_rows * row_px
 
 
 def tick_step(size: int, at_most: int = 12) -> int:

@@ -7,7 +7,17 @@ from plotly.subplots import make_subplots
 from torch import Tensor
 
 from probes.figures.lines import line_style
-from probes.figures.theme import DASHES, FAINT, INK, SERIES, tick_step, titled
+from probes.figures.theme import (
+    BESIDE,
+    DASHES,
+    FAINT,
+    INK,
+    NARROW,
+    SERIES,
+    SHARES,
+    tick_step,
+    titled,
+)
 from probes.figures.token_dynamics_sources import figure_decoding, figure_sources
 from probes.figures.token_dynamics_spectrum import figure_eigenvalues, figure_signs
 from probes.token_dynamics_results import (
@@ -71,7 +81,7 @@ def figure_steps(result: WalkResult) -> go.Figure:
     inside = result.inside()
     relative = (result.step_norm / result.waypoint_norm[..., :-1])[inside]
     panels = {"step length |s|": result.step_norm[inside], "relative step |s| / |r|": relative}
-    figure = make_subplots(1, 2, subplot_titles=list(panels), horizontal_spacing=0.1)
+    figure = make_subplots(1, 2, subplot_titles=list(panels), horizontal_spacing=BESIDE)
     units = ("step length (model units)", "relative step (ratio)")
     for column, values in enumerate(panels.values(), start=1):
         low, middle, high = _quartiles(values)
@@ -84,7 +94,6 @@ def figure_steps(result: WalkResult) -> go.Figure:
                     "array": (high - middle)[kind::2],
                     "arrayminus": (middle - low)[kind::2],
                     "color": INK,
-                    "thickness": 1,
                 },
                 name=name,
                 marker_color=SERIES[kind],
@@ -94,9 +103,9 @@ def figure_steps(result: WalkResult) -> go.Figure:
                 row=1,
                 col=column,
             )
-    figure.update_xaxes(title="block (index)", dtick=tick_step(len(middle) // 2, 8))
+    figure.update_xaxes(title="block (index)", dtick=tick_step(len(middle) // 2, NARROW))
     return titled(
-        figure.update_layout(height=430),
+        figure,
         f"Steps of the walk: attention walks {result.metrics()['aggregate_share']:.0%} of it",
         "median over tokens, whiskers from the lower to the upper quartile; residual norms grow with "
         "depth, so the right panel compares blocks",
@@ -125,8 +134,8 @@ def figure_arrival(result: WalkResult) -> go.Figure:
         mode="lines+markers",
     )
     _add_divergences(figure, x, result)
-    figure.update_xaxes(title=_WAYPOINTS, dtick=tick_step(n_waypoints, 16))
-    figure.update_yaxes(title="tokens (share)", range=[0, 1.02], secondary_y=False)
+    figure.update_xaxes(title=_WAYPOINTS, dtick=tick_step(n_waypoints))
+    figure.update_yaxes(title="tokens (share)", range=SHARES, secondary_y=False)
     figure.update_yaxes(
         title="KL(final || lens) (nats)",
         rangemode="tozero",
@@ -135,7 +144,7 @@ def figure_arrival(result: WalkResult) -> go.Figure:
         secondary_y=True,
     )
     return titled(
-        figure.update_layout(height=440),
+        figure,
         "Where the final token arrives",
         "each waypoint read by the model's own final norm and unembedding; arrived: the model's "
         "final argmax is first from there on",
@@ -170,7 +179,7 @@ _WAYPOINTS = "waypoint (index; 0: embedding, odd: after attention, even: after t
 def figure_angles(result: WalkResult) -> go.Figure:
     """Angles along the walk: to its end, and between one step and the next."""
     titles = ["cosine with the last waypoint", "turning: cosine of one step with the next"]
-    figure = make_subplots(1, 2, subplot_titles=titles, horizontal_spacing=0.1)
+    figure = make_subplots(1, 2, subplot_titles=titles, horizontal_spacing=BESIDE)
     for rank, view in enumerate(VIEWS):
         look = {
             "name": view,
@@ -190,11 +199,11 @@ def figure_angles(result: WalkResult) -> go.Figure:
     for name, x, y, column in controls:
         dash = line_style(INK, "dot" if column == 1 else "longdash")
         figure.add_scatter(x=x, y=y, name=name, mode="lines", line=dash, row=1, col=column)
-    figure.update_xaxes(title="waypoint (index)", dtick=tick_step(len(pair), 8))
+    figure.update_xaxes(title="waypoint (index)", dtick=tick_step(len(pair), NARROW))
     figure.update_yaxes(zeroline=True, zerolinecolor=FAINT)
     figure.update_yaxes(title="mean cosine (from -1 to 1)")
     return titled(
-        figure.update_layout(height=450),
+        figure,
         "Angles of the walk",
         "centred: less the prompt's mean over tokens at each waypoint, the control for a direction "
         "that all tokens share; after the final norm: as the unembedding sees it",
@@ -206,7 +215,7 @@ def figure_association(result: WalkResult) -> go.Figure:
     """How far attention is from its baseline, layer by layer."""
     bias, gap = _mean(result.association_bias), _mean(result.entropy_gap)
     figure = make_subplots(specs=[[{"secondary_y": True}]])
-    figure.add_bar(x=np.arange(len(bias)), y=bias, name="association bias", marker_color=SERIES[0])
+    figure.add_bar(x=np.arange(len(bias)), y=bias, name="association bias")
     figure.add_scatter(
         x=np.arange(len(gap)),
         y=gap,
@@ -215,7 +224,7 @@ def figure_association(result: WalkResult) -> go.Figure:
         line=line_style(SERIES[1], "dash"),
         secondary_y=True,
     )
-    figure.update_xaxes(title="layer (index)", dtick=tick_step(len(bias), 12))
+    figure.update_xaxes(title="layer (index)", dtick=tick_step(len(bias)))
     figure.update_yaxes(title="|bias| / |attn_out| (ratio)", rangemode="tozero", secondary_y=False)
     figure.update_yaxes(
         title="entropy gap (nats)",
@@ -225,7 +234,7 @@ def figure_association(result: WalkResult) -> go.Figure:
         secondary_y=True,
     )
     return titled(
-        figure.update_layout(height=430),
+        figure,
         f"Association bias: the baseline keeps {result.redundancy():.0%} of what attention does",
         f"bias: what attention writes less what {result.config.baseline} attention would write at the "
         "same input; entropy gap: ln(position + 1) - entropy, 0 for uniform attention; kept: 1 - "

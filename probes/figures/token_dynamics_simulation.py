@@ -3,8 +3,8 @@
 import numpy as np
 import plotly.graph_objects as go
 
-from probes.figures.lines import line_style
-from probes.figures.theme import DASHES, INK, SERIES, titled
+from probes.figures.lines import line_style, reference_line
+from probes.figures.theme import DASHES, SERIES, titled
 from probes.state_space_dynamics import Trajectory
 
 
@@ -30,14 +30,14 @@ def figure_trajectory(
         )
     for name, values in (limits or {}).items():
         figure.add_scatter(
-            x=time[1:], y=values[1:], name=name, mode="lines", line=line_style(INK, "dot", 1)
+            x=time[1:], y=values[1:], name=name, mode="lines", line=reference_line("dot")
         )
     figure.update_xaxes(title="time (depth, continuous)", type="log", exponentformat="power")
     figure.update_yaxes(title="|x| (model units)", type="log", exponentformat="power")
     stop = float(trajectory.stop_time[index])
     ended = f"; stopped at t = {stop:.4g}" if np.isfinite(stop) else ""
     return titled(
-        figure.update_layout(height=440),
+        figure,
         "Tokens of a selective state-space model in continuous depth",
         "dx_l/dt = sum over j <= l of (x_l^T M x_j) exp(-a sum of Delta) Delta(x_j) x_j; dotted: "
         "closed forms",

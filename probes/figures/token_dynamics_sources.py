@@ -45,11 +45,11 @@ def figure_sources(result: WalkResult, prompt: int = 0, query: int = 0) -> go.Fi
             "<extra></extra>",
         )
     )
-    figure.update_xaxes(title="source token (position)", dtick=tick_step(pos + 1, 16))
+    figure.update_xaxes(title="source token (position)", dtick=tick_step(pos + 1))
     figure.update_yaxes(title="layer (index)", autorange="reversed", dtick=tick_step(len(share)))
     drawn = "" if len(shown) == pos + 1 else f", {len(shown)} of them drawn"
     return titled(
-        figure.update_layout(height=420),
+        figure,
         f"Where attention's output at position {pos} comes from",
         "share of a source token: a . attn_out / |attn_out|^2, a = sum over heads of A[q, k] v_k W_O;"
         " shares and the output bias sum to 1; colours end at the 99th percentile",
@@ -82,16 +82,16 @@ def figure_decoding(result: WalkResult) -> go.Figure:
         figure.add_scatter(
             x=np.arange(1, len(mean) + 1),
             y=mean,
-            error_y={"array": spread, "thickness": 1, "color": SERIES[rank]},
+            error_y={"array": spread, "color": SERIES[rank]},
             name=name,
             mode="lines+markers",
             line=line_style(SERIES[rank], ("solid", "dash")[rank]),
         )
-    figure.update_xaxes(title="generated token (number)", dtick=tick_step(values.shape[1], 16))
+    figure.update_xaxes(title="generated token (number)", dtick=tick_step(values.shape[1]))
     figure.update_yaxes(title="mean (from -1 to 1)", zeroline=True, zerolinecolor=FAINT)
     made = int((~result.proximity.isnan()).sum())
     return titled(
-        figure.update_layout(height=420),
+        figure,
         "The decoding path",
         "c: the residual stream behind the final norm; proximity is a correlation over the "
         "vocabulary; with the dot product it would be 1, so the distance from 1 is what norms do; "

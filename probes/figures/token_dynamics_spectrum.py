@@ -4,7 +4,7 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from probes.figures.theme import INK, SERIES, tick_step, titled
+from probes.figures.theme import BESIDE, INK, NARROW, SERIES, tick_step, titled
 from probes.token_dynamics_results import StateSpaceResult
 
 
@@ -25,15 +25,15 @@ def figure_eigenvalues(result: StateSpaceResult) -> go.Figure:
             customdata=np.asarray(imaginary).flatten()[keep],
             mode="markers",
             name=name,
-            marker={"color": color, "symbol": symbol, "size": 7},
+            marker={"color": color, "symbol": symbol},
             hovertemplate="layer %{x}<br>%{y:.4g} %{customdata:+.4g} i<extra></extra>",
         )
-    figure.update_xaxes(title="layer (index)", dtick=tick_step(n_layers, 12))
+    figure.update_xaxes(title="layer (index)", dtick=tick_step(n_layers))
     figure.update_yaxes(
         title="real part of the eigenvalue (weight units)", zeroline=True, zerolinecolor=INK
     )
     return titled(
-        figure.update_layout(height=450),
+        figure,
         "Eigenvalues of S_B S_C^T",
         "those of S_C^T S_B that are not 0; in the theory, tokens converge to 0 where all are "
         "negative and diverge where one is positive",
@@ -48,7 +48,7 @@ def figure_signs(result: StateSpaceResult) -> go.Figure:
         (result.n_positive, result.n_negative),
         (result.symmetric_positive, result.symmetric_negative),
     )
-    figure = make_subplots(1, 2, subplot_titles=titles, horizontal_spacing=0.1)
+    figure = make_subplots(1, 2, subplot_titles=titles, horizontal_spacing=BESIDE)
     names = result.labels["regime"]
     for column, pair in enumerate(counts, start=1):
         for rank, (sign, count) in enumerate(zip(("positive", "negative"), pair, strict=True)):
@@ -64,8 +64,8 @@ def figure_signs(result: StateSpaceResult) -> go.Figure:
                 row=1,
                 col=column,
             )
-    figure.update_layout(barmode="stack", height=430)
-    figure.update_xaxes(title="layer (index)", dtick=tick_step(len(names), 8))
+    figure.update_layout(barmode="stack")
+    figure.update_xaxes(title="layer (index)", dtick=tick_step(len(names), NARROW))
     figure.update_yaxes(title="eigenvalues (number)")
     return titled(
         figure,

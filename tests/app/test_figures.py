@@ -17,18 +17,19 @@ from app.components.intervention_form import _grid
 from app.views.playground import keys_figure, moved_figure
 from probes.figures.attention_sinks import figures as sink_figures
 from probes.figures.theme import DIVERGING, SEQUENTIAL
+from tests.probes.figures import checks, looks
 from tests.probes.figures.every_figure import EVIL
 from tests.probes.figures.planted import planted_result
-from tests.probes.figures.test_every_figure import (  # noqa: F401 - the contract itself
-    test_a_saved_page_loads_nothing,
-    test_colours_can_be_told_apart_by_everyone,
-    test_every_axis_has_a_title_with_a_unit,
-    test_every_mark_says_on_hover_what_it_is,
-    test_lines_of_one_panel_differ_in_more_than_colour,
-    test_maps_of_heads_name_layer_and_head,
-    test_texts_from_elsewhere_are_shown_as_they_are,
-)
 
+CONTRACT = (
+    checks.a_saved_page_loads_nothing,
+    checks.every_axis_has_a_title_with_a_unit,
+    checks.every_mark_says_on_hover_what_it_is,
+    checks.maps_of_heads_name_layer_and_head,
+    checks.texts_from_elsewhere_are_shown_as_they_are,
+    looks.colours_can_be_told_apart_by_everyone,
+    looks.lines_of_one_panel_differ_in_more_than_colour,
+)
 TOKENS = [EVIL, "<b>", " the", "\n"]
 CURVES = {
     "loss": ([0.0, 1.0, 4.0], [3.0, 2.0, 1.0]),
@@ -131,3 +132,8 @@ def test_a_run_that_has_just_begun_has_no_theory_yet():
 )
 def test_a_curve_has_a_unit(name, unit):
     assert checkpoints.unit_of(name) == unit
+
+
+@pytest.mark.parametrize("check", CONTRACT, ids=lambda check: check.__name__)
+def test_what_every_probes_figures_do(check, figures):
+    check(figures)
