@@ -1,5 +1,6 @@
 """Lengths that are searched, resampled fits and headline numbers, by hand."""
 
+import dataclasses
 import math
 
 import pytest
@@ -8,6 +9,10 @@ import torch
 from probes.activation_attacks_results import ActivationAttackResult
 from probes.activation_attacks_scaling import bootstrap, fit, interval
 from probes.activation_attacks_search import Search
+from probes.activation_attacks_tokens import substitute
+from tests.probes.attacked_models import bench_of
+from toy_tasks.model import ToyModelConfig, make_model
+from workbench.models.toy import ToyAdapter
 
 NAN = math.nan
 
@@ -131,3 +136,61 @@ def test_the_table_has_a_row_a_length_that_was_tried():
     assert table["n_steps"] == [11.0, 3.5, 11.0, 11.0, 8.5]
     assert table["norm_ratio"] == [0.5, 0.125, 0.5, 0.5, 0.375]
     assert table["t_max"] == [1.5, 1.5, 4.0, 4.0, 4.0]
+
+
+# The attack with tokens
+
+
+def coordinate_search(bench, row, positions, n_target):
+    """Position by position, every token tried alone, until a sweep gains nothing."""
+    target = bench.cases.targets[row, :n_target]
+
+    def tried(context):
+        whole = torch.cat([context, target[:-1]])[None]
+        logits = bench.model.logits(whole)[0, len(context) - 1 :]
+        forced = 0
+        for at, token in enumerate(target.tolist()):
+            rivals = [float(x) for other, x in enumerate(logits[at]) if other != token]
+            forced += float(logits[at, token]) - max(rivals) > bench.margin
+        return float(torch.nn.functional.cross_entropy(logits, target)), forced
+
+    context = bench.cases.contexts[row].clone()
+    loss, forced = tried(context)
+    best, n_tried = (forced, context), 1
+    for _ in range(20):
+        before = loss
+        for pos in positions:
+            if best[0] == n_target:
+                break
+            options = [context.clone() for _ in range(bench.model.spec.d_vocab)]
+            for token, option in enumerate(options):
+                option[pos] = token
+            found = [tried(option) for option in options]
+            n_tried += len(options)
+            most = max(count for _, count in found)
+            if most > best[0]:
+                best = (most, options[[count for _, count in found].index(most)])
+            least = min(each for each, _ in found)
+            if least < loss:
+                loss, context = least, options[[each for each, _ in found].index(least)]
+        if best[0] == n_target or loss >= before or len(positions) == 1:
+            break
+    return best, loss, n_tried
+
+
+@pytest.mark.parametrize(
+    ("positions", "n_target", "margin"),
+    [((2,), 3, 0.001), ((0, 5), 2, 0.25), ((0, 3, 5), 3, 0.001)],
+)
+def test_tokens_are_replaced_position_by_position(positions, n_target, margin):
+    config = ToyModelConfig(d_vocab=7, n_layers=1, n_heads=2, d_model=16, n_ctx=16)
+    model = ToyAdapter(make_model(config, 0))
+    bench = dataclasses.replace(bench_of(model, n_context=6, n_target=3), margin=margin)
+    best, loss, n_tried = coordinate_search(bench, 1, positions, n_target)
+    for budget in (1 << 30, 1):  # all tokens in one pass, or each in its own
+        tight = dataclasses.replace(bench, budget_bytes=budget)
+        found = substitute(tight, 1, positions, n_target, None)
+        assert found.n_correct == best[0]
+        assert torch.equal(found.tokens, best[1])
+        assert found.loss == pytest.approx(loss, rel=1e-4)
+        assert found.n_tried == n_tried

@@ -151,12 +151,12 @@ def test_the_first_position_apart_from_the_mean_of_the_others():
 
 def test_heads_that_switch_come_first_by_the_loss_then_the_others_by_their_sinks():
     sink = torch.tensor([[[0.9, 0.1, 0.5], [0.2, 0.9, 0.9]], [[0.1, 0.1, 0.9], [0.3, 0.8, 0.0]]])
-    loss = torch.tensor([[[0.0, 0.1, 0.2], [0.0, 0.0, 0.1]], [[0.0, 0.1, 0.9], [0.3, 0.0, 0.1]]])
+    loss = torch.tensor([[[0.0, 0.1, 0.2], [0.0, 0.0, 0.1]], [[0.0, 0.1, 0.5], [0.7, 0.0, 0.1]]])
     dormant = torch.zeros(2, 2, 3, dtype=torch.bool)
     dormant[0, 0, 2] = dormant[1, 1, 0] = True  # they switch
     dormant[:, 1, 1] = True  # always dormant
-    # Switching, by loss 0.7 and 0.3; then sinks by 0.9, 0.8, 0.1 and 0.
-    expected = [[0, 2], [1, 0], [1, 2], [0, 0], [1, 1], [0, 1]]
+    # Switching, by losses of 0.7 and 0.3; then sinks by 0.9, 0.8, 0.1 and 0.
+    expected = [[1, 0], [0, 2], [1, 2], [0, 0], [1, 1], [0, 1]]
     for n in (1, 4, 6):
         assert choose_heads(sink, loss, dormant, n).tolist() == expected[:n]
 

@@ -144,6 +144,8 @@ def test_orthogonal_part_by_hand():
     part = orthogonal_part(torch.tensor([3.0, 4.0]), torch.tensor([2.0, 0.0]))
     assert part.tolist() == [0.0, 4.0]
     assert orthogonal_part(torch.tensor([3.0, 4.0]), torch.zeros(2)).tolist() == [3.0, 4.0]
+    short = orthogonal_part(torch.tensor([3.0, 4.0]), torch.tensor([0.3, 0.4]))  # along it
+    torch.testing.assert_close(short, torch.zeros(2), atol=1e-6, rtol=0)
 
 
 # Heads of real models

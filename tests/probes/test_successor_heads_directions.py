@@ -24,6 +24,8 @@ from probes.successor_heads_steering import (
     fit_index_map,
     make_cells,
     nearest,
+    steer,
+    steer_set,
     steering_targets,
 )
 from probes.successor_heads_tokens import Series, TokenSet, TokenSets
@@ -135,11 +137,12 @@ def test_the_rarest_digit_is_named():
 
 
 def test_held_out_tens_are_those_of_five_folds():
-    # A code of the digit for all tens but the sixties, which lie in the fold of the tens.
+    # The tens and the sixties lie in one fold and have a code that no other ten has.
     index = torch.arange(10, 100)
-    code = torch.eye(10)[index % 10]
-    code[(index // 10) == 6] = torch.eye(10)[(index[(index // 10) == 6] + 1) % 10]
-    assert held_out_accuracy(code, index) == pytest.approx(80 / 90)
+    apart = ((index // 10 == 1) | (index // 10 == 6)).long()
+    code = torch.eye(20)[index % 10 + 10 * apart]
+    # Nothing tells them apart but what was not trained on: one digit of ten is right by chance.
+    assert held_out_accuracy(code, index) == pytest.approx((70 + 2) / 90)
 
 
 # Steering and factoring
@@ -160,6 +163,42 @@ def test_steering_goes_to_the_nearest_ten_and_the_smaller_of_two():
             assert found[row, digit] == expected
     # 12 with a 3: 3 and 23 are one ten away, 33 two.
     assert found[3, 3] == 0
+
+
+def test_what_a_steered_head_says_against_loops():
+    numbers = Series("numbers", tuple(str(i) for i in range(1, 31)))
+    index = (1, 2, 3, 11, 12, 13, 14, 29, 30)
+    tokens, n = TokenSet(numbers, "space", index, tuple(range(9))), 9
+    reps, directions, unembed = drawn(n, 6), drawn(10, 6, seed=1), drawn(6, n, seed=4)
+    w_v, w_o = drawn(6, 4, seed=2), drawn(4, 6, seed=3)
+    residue = torch.tensor(index) % 10
+    steered = steer(reps, directions, residue, 1.5)
+    found = steer_set(tokens, steered, (w_v, w_o), unembed)
+    pairs = tokens.pairs().tolist()
+    names = [index[target] for _, target in pairs]
+    hits = 0
+    for row in range(n):
+        own = directions[residue[row]]
+        strength = 1.5 * abs(float(reps[row] @ own)) / float(own @ own)
+        for digit in range(10):
+            x = reps[row] + strength * (directions[digit] - own)
+            torch.testing.assert_close(steered[row, digit], x, rtol=1e-4, atol=1e-4)
+            logits = [float(x @ w_v @ w_o @ unembed[:, target]) for _, target in pairs]
+            said = names[logits.index(max(logits))]
+            assert found.said[row, digit] == said
+            sources = [index[source] for source, _ in pairs if index[source] % 10 == digit]
+            if sources:
+                near = min(sources, key=lambda i, row=row: (abs(i // 10 - index[row] // 10), i))
+                assert found.hit[row, digit] == float(said == near + 1)
+                hits += said == near + 1
+            else:
+                assert found.hit[row, digit].isnan()
+    assert hits > 3
+    changed = [
+        float(found.hit[row, d]) for row in range(n) for d in range(10)
+        if d != residue[row] and not found.hit[row, d].isnan()
+    ]  # fmt: skip
+    assert found.success(residue).item() == pytest.approx(sum(changed) / len(changed))
 
 
 def test_logits_by_named_digit_against_loops():

@@ -7,6 +7,7 @@ import torch
 
 from probes.successor_heads_attention import list_attention, list_prompts
 from probes.successor_heads_categories import (
+    categorise,
     category,
     is_acronym,
     is_greater,
@@ -150,3 +151,19 @@ def test_unknown_and_split_words_are_no_single_token():
     tokenizer = WordTokenizer([" Monday"])
     assert single_token(tokenizer, " Monday") == 2
     assert single_token(tokenizer, " Mon") is None
+
+
+def test_shares_of_categories_by_all_and_by_the_most_attended():
+    tokenizer = WordTokenizer([" 7", " 8", " 9", " cat", " Cat"])
+    seven, eight, nine, cat, capital = (
+        tokenizer.ids[f" {w}"] for w in ("7", "8", "9", "cat", "Cat")
+    )
+    correct = torch.tensor([eight, eight, cat, nine])
+    seen = torch.tensor(
+        [[seven, nine, -1], [nine, seven, -1], [seven, capital, -1], [seven, -1, eight]]
+    )
+    found = categorise(tokenizer, correct, seen)
+    # By all: succession, succession, copying, succession; by the first: succession, other, other,
+    # greater-than.
+    assert found.tolist() == [[0.75, 0.25, 0.0, 0.0, 0.0], [0.25, 0.0, 0.25, 0.0, 0.5]]
+    assert categorise(tokenizer, correct[:0], seen[:0]) is None
