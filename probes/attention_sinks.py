@@ -44,15 +44,6 @@ from workbench.registry import probe
 # Mathematics: tensors in, tensors out
 
 
-def attention_received(
-    pattern: Float[Tensor, "batch head q_pos k_pos"],
-) -> Float[Tensor, "batch head k_pos"]:
-    """Mean attention each key receives from the queries that can see it; the plain definition."""
-    n_pos = pattern.shape[-1]
-    n_queries = torch.arange(n_pos, 0, -1, device=pattern.device)
-    return pattern.sum(dim=-2) / n_queries
-
-
 def queries_after(
     query: Float[Tensor, "batch pos head d_head"], valid: Float[Tensor, "batch pos"] | None
 ) -> tuple[Float[Tensor, "batch pos head d_head"], Float[Tensor, "batch pos head"]]:

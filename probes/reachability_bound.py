@@ -1,4 +1,4 @@
-"""What self-attention cannot write under a control of k tokens: the bound and its exclusion test.
+"""What self-attention cannot write under a control of k tokens.
 
 A head reads X = [U; X_0], k tokens of control and the state. For the query i of a state token, with
 scores s_j over what it sees of the state, D = sum_j exp(s_j) and yhat its output without a control,
@@ -21,10 +21,8 @@ Paper: Bhargava et al. 2023, arXiv:2310.04444, section 4 (theorem 1).
 """
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
-
-from workbench.errors import DataError
 
 
 def orthogonal_part(
@@ -55,16 +53,6 @@ def limit(
     return torch.where(k > 0, value * weight, torch.zeros_like(value))
 
 
-def simple_limit(
-    k: int,
-    log_d: Float[Tensor, "*batch"],
-    alpha: Float[Tensor, "*batch"],
-    value: Float[Tensor, "*batch"],
-) -> Float[Tensor, "*batch"]:
-    """The looser form, k e^alpha V / D."""
-    return k * value * (alpha - log_d).exp()
-
-
 def minimal_k(
     orthogonal: Float[Tensor, "*batch"],
     log_d: Float[Tensor, "*batch"],
@@ -80,39 +68,3 @@ def minimal_k(
     # Rounding must not raise a count: 3.0000001 tokens are 3.
     fewest = (needed * (1 - 1e-5)).ceil().clamp(max=2.0**62).long()
     return fewest.where((room > 0) | (orthogonal == 0), torch.full_like(fewest, -1))
-
-
-def excluded(
-    wanted: Float[Tensor, "*batch query d"],
-    own: Float[Tensor, "*batch query d"],
-    limits: Float[Tensor, "*batch query"],
-) -> Bool[Tensor, "*batch"]:
-    """Whether an output is out of reach: some query's orthogonal part is longer than its limit.
-
-    Args:
-        wanted: The output asked for, one vector a query.
-        own: The output without a control.
-        limits: B(k) of each query.
-    """
-    length = orthogonal_part(wanted, own).norm(dim=-1)
-    slack = 1e-5 * (wanted.norm(dim=-1) + limits)  # of float32
-    return (length > limits + slack).any(dim=-1)
-
-
-def score_bound(
-    w_q: Float[Tensor, "d_model d_k"],
-    w_k: Float[Tensor, "d_model d_k"],
-    longest_state: float,
-    longest_control: float,
-) -> Float[Tensor, ""]:
-    """The score bound M_x sigma_q sigma_k M_u / sqrt(d_k), for every query.
-
-    Raises:
-        DataError: A norm below 0.
-    """
-    if longest_state < 0 or longest_control < 0:
-        raise DataError(
-            f"norms must be at least 0; got {longest_state} (state) and {longest_control} (control)"
-        )
-    sigma = torch.linalg.matrix_norm(w_q, 2) * torch.linalg.matrix_norm(w_k, 2)
-    return longest_state * longest_control * sigma / w_q.shape[1] ** 0.5

@@ -18,7 +18,7 @@ final norm and unembedding, the target y never wins when for some other token v 
 Paper: Bhargava et al. 2023, arXiv:2310.04444, section 4; the step to a whole model is ours.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -255,15 +255,22 @@ def _can_win(
         view = view_last(model, state, stand_in, reach)
         if view is None:
             return torch.ones_like(wins)
-        site = Site("resid_post", 0)
-        after = model.capture(state.rows(stand_in[None]), [site], lambda x: x[0, -1].float().cpu())[
-            site
-        ]
+        before, added, after = _stream(model, state.rows(stand_in[None]))
+        # A norm behind the sum makes what heads write no part of what is read.
+        if bool((before + added - after).abs().max() > 1e-3 * after.abs().max()):
+            return torch.ones_like(wins)
         fixed = after - torch.einsum("hd,hdm->m", view.whole, w_o)
         own = torch.einsum("hd,hdm->hm", view.own, w_o) @ readout
         limits = limit(k, view.log_d, view.alpha, reach.value)
         wins |= _may_win(fixed @ readout, own, limits, w_o @ readout)
     return wins
+
+
+def _stream(model: ModelAdapter, row: Int[Tensor, "1 pos"]) -> Iterator[Float[Tensor, " d_model"]]:
+    """The last position before attention, what attention adds, and the position after it."""
+    sites = [Site(name, 0) for name in ("resid_pre", "attn_out", "resid_post")]
+    found = model.capture(row, sites, lambda x: x[0, -1].float().cpu())
+    return (found[site] for site in sites)
 
 
 def _may_win(

@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 
 import workbench as wb
 from probes.attention_sinks import (
-    attention_received,
     decompose,
     make_inputs,
     measure_attention_sinks,
@@ -37,23 +36,28 @@ def harmonic(n):
 # Mathematics
 
 
+def received(pattern):
+    """The score of one head with a given pattern."""
+    model = PlantedModel(pattern[None, None, None])
+    tokens = torch.zeros(1, len(pattern), dtype=torch.long)
+    return measure_attention_sinks(model, tokens, AttentionSinkConfig(threshold=0.9)).score[0, 0, 0]
+
+
 def test_attention_received_matches_hand_computation():
     pattern = torch.tensor([[1.0, 0.0, 0.0], [0.5, 0.5, 0.0], [0.2, 0.3, 0.5]])
-    received = attention_received(pattern[None, None])
-    torch.testing.assert_close(received[0, 0], torch.tensor([1.7 / 3, 0.8 / 2, 0.5]))
+    torch.testing.assert_close(received(pattern), torch.tensor([1.7 / 3, 0.8 / 2, 0.5]))
 
 
 def test_uniform_attention_scores_as_in_the_card():
     # Card section 6, identity 1: alpha_k = (H_T - H_{k-1}) / (T - k + 1), k from 1.
-    received = attention_received(uniform_pattern(64)[None, None])[0, 0]
+    found = received(uniform_pattern(64))
     expected = [(harmonic(64) - harmonic(k - 1)) / (64 - k + 1) for k in range(1, 65)]
-    torch.testing.assert_close(received, torch.tensor(expected))
-    assert received[0].item() == pytest.approx(0.0741, abs=1e-4)
+    torch.testing.assert_close(found, torch.tensor(expected))
+    assert found[0].item() == pytest.approx(0.0741, abs=1e-4)
 
 
 def test_identity_attention_makes_the_last_keys_look_like_sinks():
-    received = attention_received(identity_pattern(20)[None, None])[0, 0]
-    torch.testing.assert_close(received, 1.0 / torch.arange(20, 0, -1))
+    torch.testing.assert_close(received(identity_pattern(20)), 1.0 / torch.arange(20, 0, -1))
 
 
 def test_ov_norms_equal_the_norm_after_the_output_projection():
