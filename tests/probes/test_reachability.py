@@ -45,7 +45,7 @@ def test_found_controls_reach_their_targets_in_plain_transformers(family):
             assert int(plain(ids).logits[0, -1].argmax()) == row["target"]
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@pytest.mark.parametrize("family", [pytest.param("gpt2", marks=pytest.mark.slow), "llama"])
 def test_one_token_is_enough_exactly_where_transformers_say_so(family):
     plain, state = tiny_model(family, attn_implementation="eager"), [5, 6, 7]
     rows = [{"state": state, "target": target} for target in range(101)]
