@@ -9,6 +9,7 @@ resident set beyond what it had with the model loaded.
 """
 
 import argparse
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import turns
-from attacks_candidates import BATCH, CANDIDATES, search_peers, sweep_peers
+from attacks_candidates import BATCH, CANDIDATES, STORIES, search_peers, sweep_peers
 from race import peak, products
 from record import OUT, Row, ratios, spread, versions_of, write_record
 from resident import forget_peak, memory_mb
@@ -207,6 +208,9 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, default=OUT)
     arguments = parser.parse_args()
     arguments.sections = arguments.sections or list(SECTIONS)
+    if "stories" in arguments.sections and not STORIES.is_dir():
+        print(f"stories: left out, {STORIES.name} is not at hand", file=sys.stderr)
+        arguments.sections.remove("stories")
     found: dict[str, list[Row]] = {"attacks_activations": [], "attacks_candidates": []}
     for name in arguments.sections:
         peers = measure(name, arguments.rounds, arguments.threads)

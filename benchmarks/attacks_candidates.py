@@ -43,8 +43,6 @@ def build(shape: str) -> Any:
 
     import workbench as wb
 
-    if shape == "stories" and not STORIES.is_dir():
-        raise RuntimeError(f"{STORIES.name} is not at hand")
     model = wb.load(str(STORIES) if shape == "stories" else "demo")
     if shape != "wide":
         return model.model, model.tokenizer

@@ -4,6 +4,7 @@ Their physical limit: the fewer multiplications and additions of matrix products
 at the rate of one large product, both by CPU time.
 """
 
+import contextlib
 import functools
 import statistics
 import time
@@ -27,9 +28,19 @@ def seconds(work: Work) -> tuple[float, float]:
     return time.process_time() - cpu, time.perf_counter() - start
 
 
+class _NoModules(contextlib.nullcontext[None]):
+    """In the place of torch's tracker of modules: all is of one."""
+
+    parents = frozenset({"Global"})
+
+
 def products(work: Work) -> int:
     """Floating-point operations of all matrix products of some work, backward passes included."""
-    with FlopCounterMode(display=False) as counter:
+    counter = FlopCounterMode(display=False)
+    # Which module an operation is of is not asked; to find out, torch hooks gradients, and then
+    # refuses a gradient that is taken in between.
+    counter.mod_tracker = _NoModules()  # type: ignore[assignment]
+    with counter:
         work()
     return int(counter.get_total_flops())
 

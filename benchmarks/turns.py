@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
 from typing import Any
 
+from record import OURS
+
 Answer = dict[str, Any]
 Built = tuple[Answer, Callable[[], Any], Callable[[Any], Answer]]
 """What is said once, what is timed, and what is said of its result each time."""
@@ -49,6 +51,9 @@ def in_turn(
 
     Returns:
         By name what was said once, with a list of what was said each time; or ``error`` where it failed.
+
+    Raises:
+        SystemExit: A method of ours failed; a peer that does is a row of the table.
     """
     context = multiprocessing.get_context("spawn")
     workers, found = {}, {}
@@ -71,4 +76,7 @@ def in_turn(
     for process, pipe in workers.values():
         pipe.send("stop")
         process.join()
+    for name, answer in found.items():
+        if name.startswith(OURS) and "error" in answer:
+            raise SystemExit(f"{name} failed: {answer['error']}")
     return found

@@ -253,6 +253,21 @@ def test_methods_are_asked_in_turn_and_one_that_fails_is_said_to(load):
     assert found["c"] == {"error": "ArithmeticError: twice"}
 
 
+def test_a_method_of_ours_that_fails_is_no_row(load):
+    with pytest.raises(SystemExit, match="workbench, b failed: no_such_package"):
+        load("turns").in_turn(task, {"workbench, b": (1,)}, 1)
+
+
+def test_products_are_counted_where_a_gradient_is_taken_in_between(load):
+    layer, x = torch.nn.Linear(5, 7, bias=False), torch.ones(3, 5, requires_grad=True)
+
+    def work():
+        return torch.autograd.grad(layer(x).sum(), x)
+
+    # 3 x 5 x 7 multiplications and additions, forwards and for the gradient of x.
+    assert load("race").products(work) == 2 * 2 * 3 * 5 * 7
+
+
 def test_the_plain_loop_of_attacks_forces_a_token(load):
     attack = load("reference.activation_attack_loop").attack
     model = tiny_model("gpt2")
