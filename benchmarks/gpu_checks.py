@@ -4,9 +4,10 @@ from collections import defaultdict
 from typing import Any
 
 import torch
-from gpu_methods import EAGER, STOCK, Subject, Way, readers, ways
+from gpu_methods import EAGER, KERNEL, STOCK, Subject, Way, readers, ways
 from torch import Tensor
 
+from workbench.attention.column_kernel import why_not_here
 from workbench.models.base import Site
 
 N_POS = 300
@@ -38,6 +39,9 @@ def check_sinks(subject: Subject) -> None:
     tokens = subject.tokens(1, n_pos)
     all_readers = readers(subject, [])
     maps = all_readers.pop(EAGER)(tokens).attentions
+    if why := why_not_here(subject.device):
+        del all_readers[KERNEL]
+        print(f"{KERNEL}: not run; it needs {why}", flush=True)
     n_queries = torch.arange(n_pos, 0, -1)
     worst: dict[str, float] = {}
     for name, read in all_readers.items():

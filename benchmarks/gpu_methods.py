@@ -3,10 +3,12 @@
 All ways share one model's weights: a second copy of seven billion would not fit.
 """
 
+import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from generate_methods import GAMMA, twin
@@ -16,6 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import workbench as wb
 from workbench.attention import statistics, streaming
+from workbench.attention.column_kernel import SETTING
 from workbench.attention.flex import flex_on_cuda
 from workbench.memory import free_memory_bytes
 from workbench.models.base import Site
@@ -45,6 +48,7 @@ DECODING = {"llama-7b": (1024, 64), "tiny": (16, 4)}
 KEY_GAMMA = 1.2
 """Of ``mode=key``, whose gammas mean something else."""
 PLAIN = "plain forward, flash attention"
+KERNEL = "workbench, sinks, column kernel"
 EAGER = "eager, output_attentions"
 STOCK = "stock generate"
 
@@ -105,7 +109,7 @@ def plain(subject: Subject) -> Callable[[Tensor], Any]:
 
 
 def reading(
-    subject: Subject, *, norms: bool = False, tile: int | None = None
+    subject: Subject, *, norms: bool = False, tile: int | None = None, kernel: bool = False
 ) -> Callable[[Tensor], Any]:
     """Mean attention every key receives in all layers and heads.
 
@@ -113,6 +117,7 @@ def reading(
         subject: The model.
         norms: Norms of values and of the residual stream as well.
         tile: Numbers in one tile of the pattern, in place of what the workbench takes.
+        kernel: Sums of columns from the kernel that the setting asks for, in place of tiles.
     """
 
     def norm(x: Tensor) -> Tensor:
@@ -127,13 +132,11 @@ def reading(
         reduce |= dict.fromkeys(("v", "resid_pre", "resid_post"), norm)
 
     def run(tokens: Tensor) -> Any:
-        before = streaming.TILE_FLOATS
-        streaming.TILE_FLOATS = tile or before
-        try:
-            with subject.flash():
-                return subject.wrapped.capture(tokens, sites, reduce)
-        finally:
-            streaming.TILE_FLOATS = before
+        tiles = streaming.tile_budget(tile, streaming.CUDA_TILE[1]) if tile else nullcontext()
+        asked = patch.dict(os.environ, {SETTING: "triton"} if kernel else {})
+        # The kernel's output is flash attention's own operator, which a choice of SDPA's leaves alone.
+        with tiles, asked, subject.flash():
+            return subject.wrapped.capture(tokens, sites, reduce)
 
     return run
 
@@ -168,6 +171,7 @@ def readers(subject: Subject, tiles: list[int]) -> dict[str, Callable[[Tensor], 
             f"workbench, sinks, tiles of {tile:,} numbers": reading(subject, tile=tile)
             for tile in tiles
         },
+        KERNEL: reading(subject, kernel=True),
         EAGER: eager(subject),
     }
 

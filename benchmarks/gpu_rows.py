@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from gpu_methods import DECODING, PLAIN, SHAPES, STOCK, Subject
+from gpu_methods import DECODING, KERNEL, PLAIN, SHAPES, STOCK, Subject
 from peaks import Decoder, limits
 from record import OURS, Row, ratios, spread, versions_of
 
@@ -12,6 +12,9 @@ TIME_AIM, MEMORY_AIM, SPEED_AIM = 1.3, 1.1, 0.95
 WHY_READING = (
     "the pattern goes through tiles in float32 beside the flash kernel that makes the output, and each tile is "
     "several kernels"
+)
+WHY_KERNEL = (
+    "queries and keys are multiplied once more, beside the flash kernel that makes the output"
 )
 WHY_DECODING = (
     "what an edit adds to a layer's attention is small kernels, and Python starts each of them"
@@ -103,6 +106,7 @@ def _row(
     """Entries of one way's row; name and note are its caller's."""
     version = None if peer.startswith(OURS) else versions_of("transformers")["transformers"]
     why = {"s": WHY_READING, "s a step": WHY_DECODING}[unit] if peer.startswith(OURS) else ""
+    why = WHY_KERNEL if peer == KERNEL else why
     about = {"peer": peer, "version": version, "shape": about_shape(subject), "unit": unit}
     if "error" in each:
         return about | {"note": f"not measured: {each['error']}"}

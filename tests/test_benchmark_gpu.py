@@ -1,6 +1,7 @@
 """The benchmark of a GPU, on a tiny model and a CPU: its rows, its refusals, its arithmetic."""
 
 import math
+import os
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -9,6 +10,7 @@ import torch
 
 from tests.scripts import benchmarks
 from workbench.attention import streaming
+from workbench.attention.column_kernel import SETTING, why_not_here
 from workbench.attention.statistics import _ColumnMean
 
 PEAK = (1e9, 1e6)
@@ -48,12 +50,18 @@ def test_every_way_of_reading_has_a_row_beside_the_plain_forward(gpu, methods, s
         "workbench, sinks",
         "workbench, sinks + value norms + residual norms",
         "workbench, sinks, tiles of 4,096 numbers",
+        "workbench, sinks, column kernel",
         methods.EAGER,
         "least by arithmetic",
         "least by bandwidth",
     ]
     assert {row.name for row in rows} == {"read, T = 64"}
     assert rows[0].ratio == 1.0
+    kernel = rows.pop(4)
+    if needed := why_not_here("cpu"):
+        assert (kernel.note, kernel.median) == (f"not measured: it needs {needed}", None)
+    else:
+        assert math.isfinite(kernel.ratio)
     for row in rows[:5]:
         assert row.unit == "s"
         assert row.median > 0.0
@@ -183,13 +191,25 @@ def test_a_tile_of_another_size_is_for_one_reading_alone(methods):
     seen = []
     wrapped = SimpleNamespace(
         spec=SimpleNamespace(n_layers=1),
-        capture=lambda *given: seen.append(streaming.TILE_FLOATS),
+        capture=lambda *given: seen.append(streaming._budget(torch.device("cpu"))),
     )
     subject = methods.Subject("tiny", "cpu", torch.float32, None, wrapped)
-    before = streaming.TILE_FLOATS
     methods.reading(subject, tile=7)(torch.zeros(1, 2))
     methods.reading(subject)(torch.zeros(1, 2))
-    assert seen == [7, before]
+    assert seen == [(7, 1024), (streaming.TILE_FLOATS, streaming.TILE_ROWS)]
+
+
+def test_the_column_kernel_is_asked_for_in_its_own_reading_alone(methods, monkeypatch):
+    monkeypatch.delenv(SETTING, raising=False)
+    seen = []
+    wrapped = SimpleNamespace(
+        spec=SimpleNamespace(n_layers=1),
+        capture=lambda *given: seen.append(os.environ.get(SETTING)),
+    )
+    subject = methods.Subject("tiny", "cpu", torch.float32, None, wrapped)
+    methods.reading(subject, kernel=True)(torch.zeros(1, 2))
+    methods.reading(subject)(torch.zeros(1, 2))
+    assert seen == ["triton", None]
 
 
 def test_eager_is_not_run_where_its_maps_do_not_fit(gpu, methods, subject, monkeypatch):
@@ -271,7 +291,7 @@ def test_what_is_written_is_a_record_that_the_page_can_show(gpu, load, tmp_path,
     record = load("record").read_record(path)
     assert record["benchmark"] == "gpu"
     assert record["machine"].startswith("A card, 80 GiB; ")
-    assert len(record["rows"]) == 7 + 2 * 7
+    assert len(record["rows"]) == 9 + 2 * 7
     shown = load("render").table(record)
     assert "| **workbench, sinks** |" in shown
     assert (
@@ -288,5 +308,8 @@ def test_it_runs_on_a_gpu(gpu, load, tmp_path):
     record = load("record").read_record(path)
     assert torch.cuda.get_device_name() in record["machine"]
     measured = [row for row in record["rows"] if row.ratio is not None]
-    assert {"workbench, sinks", "workbench, zerotuning score"} <= {row.peer for row in measured}
+    kernel = "workbench, sinks, column kernel"
+    assert {"workbench, sinks", kernel, "workbench, zerotuning score"} <= {
+        row.peer for row in measured
+    }
     assert all(row.peak_memory is not None for row in measured)

@@ -25,6 +25,10 @@ HOMES = {
     "pandas": ("workbench/result.py", "app/"),
     "ray": ("workbench/execute/ray.py",),
     "submitit": ("workbench/execute/slurm.py",),
+    "triton": (
+        "workbench/attention/column_kernel.py",
+        "workbench/attention/column_kernel_triton.py",
+    ),
     "pickle": (),
     "cloudpickle": (),
     "dill": (),

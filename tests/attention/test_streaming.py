@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._subclasses import FakeTensorMode
 
 from workbench.attention import streaming
 from workbench.attention.statistics import (
@@ -266,3 +267,19 @@ def test_small_tiles_are_of_one_prompt_one_group_of_heads_and_some_rows_and_end_
         (2, 2),
     }
     assert list(streaming._tiles(inputs, whole_heads=False)) == whole
+
+
+@pytest.mark.parametrize(
+    ("n_pos", "n_tiles", "largest"), [(8192, 64, (4, 1024)), (32768, 1024, (1, 1024))]
+)
+def test_tiles_on_cuda_are_fewer_and_within_their_budget(n_pos, n_tiles, largest):
+    # 32 heads: 2^25 numbers are 4 heads of 1,024 rows and 8,192 keys, or one of 32,768.
+    with FakeTensorMode():  # on a device that need not be there
+        made = torch.empty(1, 32, n_pos, 128, device="cuda")
+    inputs = AttentionInputs(made, made, made, None, 1.0)
+    sizes = tile_sizes(inputs)
+    assert len(sizes) == n_tiles
+    assert set(sizes) == {(1, *largest)}
+    with streaming.small_tiles(4):
+        first = next(streaming._tiles(inputs, whole_heads=False))
+    assert (first.kv_heads, first.rows) == (slice(0, 1), slice(0, 4))

@@ -11,6 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from workbench.attention import column_kernel
 from workbench.attention.decode import Handed, decoded
 from workbench.attention.edits import AttentionCall, AttentionEdit, RowCall, TiledCall
 from workbench.attention.flex import flex_first_key, is_asked, refuse_if_asked
@@ -68,6 +69,12 @@ def compute(
         z = _decoded(call, edits, stock)
         if z is not None:
             return z, {}
+    elif column_kernel.is_asked(statistics):
+        if edits:
+            raise column_kernel.refusal("no edit of attention beside the column means")
+        fused = column_kernel.column_means(inputs, statistics, row_valid)
+        assert fused.output is not None
+        return fused.output, fused.statistics
     # An output form knows the unedited pattern only: statistics, and a second edit, must see what
     # the first one made of it.
     if edits:

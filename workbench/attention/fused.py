@@ -2,7 +2,7 @@
 
 ``torch.nn.functional.scaled_dot_product_attention`` on a CPU runs this operator and drops its second
 output. With it, an edit in output form needs no pass over the keys of its own: the weight of any key
-is exp(score - log_sum).
+is exp(score - log_sum). CUDA's flash attention has such a second output too.
 """
 
 import torch
@@ -44,4 +44,27 @@ def fused_attention(
     )
     if mask is not None:
         log_sum = log_sum.masked_fill(~shows(mask).any(dim=-1), torch.inf)
+    return output.transpose(1, 2), log_sum
+
+
+def flash_on_cuda(
+    inputs: AttentionInputs,
+) -> tuple[Float[Tensor, "batch q_pos head d_value"], Float[Tensor, "batch head q_pos"]] | None:
+    """Output and log-sum-exp from CUDA's flash attention; None where it does not serve.
+
+    It serves half precision, heads of a multiple of 8, and causal rows without a mask. It was written
+    from the operator's schema and has never run; nothing takes it but the column kernel, when asked for.
+    """
+    query, key, value = inputs.query, inputs.key, inputs.value
+    n_q, n_k, d_head = query.shape[2], key.shape[2], query.shape[-1]
+    if query.dtype not in (torch.float16, torch.bfloat16) or d_head % 8:
+        return None
+    if torch.cuda.get_device_capability(query.device) < (8, 0) or d_head != value.shape[-1]:
+        return None
+    if inputs.mask is not None or n_q not in (1, n_k):
+        return None
+    # Returned besides: what its backward pass and a debugger would need.
+    output, log_sum, *_ = torch.ops.aten._scaled_dot_product_flash_attention(
+        query, key, value, 0.0, inputs.causal and n_q > 1, False, scale=inputs.scaling
+    )
     return output.transpose(1, 2), log_sum

@@ -45,13 +45,19 @@ class _ColumnMean(PatternAccumulator):
         self.total[block.batches, block.heads, block.columns] += received
 
     def finish(self) -> Float[Tensor, "batch head k_pos"]:
-        shape = self.shape
-        if shape.row_valid is None:
-            # Queries at or after key k; with a KV cache the first queries are not in this call.
-            after = torch.arange(shape.n_k, 0, -1, device=shape.device).clamp(max=shape.n_q)
-            return self.total / after
-        after = shape.row_valid.flip(-1).cumsum(-1).flip(-1)
-        return self.total / after.clamp(min=1.0)[:, None]
+        return mean_of_columns(self.total, self.shape)
+
+
+def mean_of_columns(
+    total: Float[Tensor, "batch head k_pos"], shape: PatternShape
+) -> Float[Tensor, "batch head k_pos"]:
+    """What ``ColumnMean`` makes of the sum over each column's real rows."""
+    if shape.row_valid is None:
+        # Queries at or after key k; with a KV cache the first queries are not in this call.
+        after = torch.arange(shape.n_k, 0, -1, device=shape.device).clamp(max=shape.n_q)
+        return total / after
+    after = shape.row_valid.flip(-1).cumsum(-1).flip(-1)
+    return total / after.clamp(min=1.0)[:, None]
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ Card: attention_sink section 6, identity 7.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -20,26 +20,41 @@ from torch import Tensor
 from workbench.attention.scores import capped, masked, shows, softmax, wide, wide_dtype
 
 TILE_FLOATS = 1 << 20
-"""Numbers in one tile of the pattern (4 MiB). With 128 rows a tile, this was fastest from T = 256
+"""Numbers in one tile of the pattern (4 MiB). With 128 rows a tile, this was fastest on a CPU from T = 256
 to 4096; see docs/log.md."""
 TILE_ROWS = 128
 """Query rows in one tile: fewer make the matrix products slow."""
 MIN_TILE_ROWS = 16
+CUDA_TILE = 1 << 25, 1024
+"""Numbers and rows of a tile on CUDA: reasoned, not measured. Every tile is about ten launches, and 32 heads of
+8,192 queries and keys are 64 tiles so, 2,048 of those for a CPU's cache; a tile takes 128 MiB."""
+
+_given: tuple[int, int] | None = None
 
 
 @contextmanager
-def small_tiles(n_rows: int) -> Iterator[None]:
+def tile_budget(n_floats: int, n_rows: int) -> Iterator[None]:
+    """Inside, a tile has at most so many numbers, if it can be helped, and rows, on every device."""
+    global _given
+    before = _given
+    _given = n_floats, n_rows
+    try:
+        yield
+    finally:
+        _given = before
+
+
+def small_tiles(n_rows: int) -> AbstractContextManager[None]:
     """Inside, a tile is one prompt, the query heads of one key-value head and so many rows.
 
     No number may depend on where a pattern is cut; ``workbench validate`` and tests look.
     """
-    global TILE_FLOATS, TILE_ROWS
-    before = TILE_FLOATS, TILE_ROWS
-    TILE_FLOATS, TILE_ROWS = 1, n_rows
-    try:
-        yield
-    finally:
-        TILE_FLOATS, TILE_ROWS = before
+    return tile_budget(1, n_rows)
+
+
+def _budget(device: torch.device) -> tuple[int, int]:
+    """Numbers and rows of a tile on a device."""
+    return _given or (CUDA_TILE if device.type == "cuda" else (TILE_FLOATS, TILE_ROWS))
 
 
 @dataclass(frozen=True)
@@ -206,13 +221,14 @@ class _Tile:
 
 
 def _tiles(inputs: AttentionInputs, *, whole_heads: bool) -> Iterator[_Tile]:
-    """Cut a layer's pattern so that no tile exceeds TILE_FLOATS, if it can be helped."""
+    """Cut a layer's pattern so that no tile exceeds its budget, if it can be helped."""
     batch, n_kv, n_q = inputs.query.shape[0], inputs.key.shape[1], inputs.query.shape[2]
     per_row = inputs.n_groups * inputs.key.shape[2]
-    n_rows = min(n_q, TILE_ROWS)
-    at_once = max(TILE_FLOATS // (per_row * n_rows), n_kv if whole_heads else 1)
-    if at_once * per_row * n_rows > TILE_FLOATS:
-        n_rows = min(n_rows, max(TILE_FLOATS // (at_once * per_row), MIN_TILE_ROWS))
+    n_floats, n_rows = _budget(inputs.query.device)
+    n_rows = min(n_q, n_rows)
+    at_once = max(n_floats // (per_row * n_rows), n_kv if whole_heads else 1)
+    if at_once * per_row * n_rows > n_floats:
+        n_rows = min(n_rows, max(n_floats // (at_once * per_row), MIN_TILE_ROWS))
     n_prompts, n_heads = max(at_once // n_kv, 1), min(at_once, n_kv)
     for prompt in range(0, batch, n_prompts):
         for head in range(0, n_kv, n_heads):
