@@ -17,8 +17,8 @@ from tests.attention.test_streaming import reference
 from tests.zoo import random_tokens, tiny_model
 from workbench.attention import column_kernel
 from workbench.attention.column_kernel import SETTING, column_sums, why_not_here, why_not_served
+from workbench.attention.inputs import AttentionInputs
 from workbench.attention.statistics import ColumnMean, RowEntropy
-from workbench.attention.streaming import AttentionInputs
 from workbench.errors import CapabilityError, ConfigError
 from workbench.models.base import Site
 

@@ -6,8 +6,8 @@ import torch
 import workbench as wb
 from tests.zoo import padded, random_tokens, tiny_model
 from workbench.attention import compute, decode
+from workbench.attention.inputs import AttentionInputs
 from workbench.attention.interface import AttentionSession, stock_attention
-from workbench.attention.streaming import AttentionInputs
 
 GAMMAS = (3.0, 0.01, 1.0, 1.0)
 N_KEYS = 9

@@ -8,7 +8,8 @@ from tests.attention.test_streaming import make_inputs
 from tests.zoo import random_tokens, tiny_model
 from workbench.attention.edits import AttentionCall
 from workbench.attention.flex import _block_mask, flex_first_key, flex_on_cuda
-from workbench.attention.streaming import AttentionInputs, attend, attention_scores
+from workbench.attention.inputs import AttentionInputs
+from workbench.attention.streaming import attend, attention_scores
 from workbench.errors import CapabilityError
 from workbench.interventions.zerotuning import ZeroTuning
 from workbench.models.base import ModelSpec

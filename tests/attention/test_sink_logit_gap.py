@@ -8,8 +8,9 @@ import torch
 import workbench as wb
 from tests.zoo import ATTENTION_FAMILIES, padded, random_tokens, tiny_model
 from workbench.attention import streaming
+from workbench.attention.inputs import AttentionInputs
 from workbench.attention.statistics import SinkLogitGap
-from workbench.attention.streaming import AttentionInputs, attend
+from workbench.attention.streaming import attend
 from workbench.attention.whole import statistics_of_pattern
 from workbench.models.base import Site
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch._subclasses import FakeTensorMode
 
 from workbench.attention import streaming
+from workbench.attention.inputs import AttentionInputs
 from workbench.attention.statistics import (
     ColumnMean,
     RowEntropy,
@@ -16,7 +17,7 @@ from workbench.attention.statistics import (
     SinkMass,
     WholePattern,
 )
-from workbench.attention.streaming import AttentionInputs, attend, attention_scores
+from workbench.attention.streaming import attend, attention_scores
 from workbench.attention.whole import statistics_of_pattern
 
 EVERY = {

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 import workbench as wb
 from tests.zoo import random_tokens, tiny_model
 from workbench.attention.edits import AttentionCall
-from workbench.attention.streaming import AttentionInputs
+from workbench.attention.inputs import AttentionInputs
 from workbench.interventions.act import ACT, damp
 from workbench.interventions.zerotuning import ZeroTuning, scale_first_column, scale_first_key
 from workbench.models.base import ModelSpec

@@ -8,7 +8,7 @@ import torch
 import workbench as wb
 from tests.zoo import random_tokens, tiny_model
 from workbench.attention.edits import AttentionCall
-from workbench.attention.streaming import AttentionInputs
+from workbench.attention.inputs import AttentionInputs
 from workbench.errors import ConfigError
 from workbench.interventions.base import LARGEST_FACTOR
 from workbench.interventions.scale_keys import ScaleKeys

@@ -17,13 +17,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from workbench.attention.fused import flash_on_cuda, fused_attention
+from workbench.attention.inputs import AttentionInputs
 from workbench.attention.statistics import ColumnMean, mean_of_columns
-from workbench.attention.streaming import (
-    Attended,
-    AttentionInputs,
-    PatternShape,
-    PatternStatistic,
-)
+from workbench.attention.streaming import Attended, PatternShape, PatternStatistic
 from workbench.errors import CapabilityError, ConfigError
 
 SETTING = "WORKBENCH_COLUMN_KERNEL"

@@ -16,10 +16,11 @@ from workbench.attention.decode import Handed, decoded
 from workbench.attention.edits import AttentionCall, AttentionEdit, RowCall, TiledCall
 from workbench.attention.flex import flex_first_key, is_asked, refuse_if_asked
 from workbench.attention.fused import fused_attention
+from workbench.attention.inputs import AttentionInputs
 from workbench.attention.key_scores import key_scores
 from workbench.attention.shared import Shared
 from workbench.attention.statistics import ColumnMean
-from workbench.attention.streaming import AttentionInputs, PatternBlock, PatternStatistic, attend
+from workbench.attention.streaming import PatternBlock, PatternStatistic, attend
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from workbench.attention.edits import AttentionEdit, RowCall
+from workbench.attention.inputs import AttentionInputs
 from workbench.attention.scores import capped, softmax, wide, wide_dtype
-from workbench.attention.streaming import AttentionInputs
 
 _HALF = (torch.bfloat16, torch.float16)
 

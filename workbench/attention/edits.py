@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from workbench.attention.inputs import AttentionInputs
 from workbench.attention.key_scores import (
     Factor,
     capped_and_masked,
@@ -26,7 +27,7 @@ from workbench.attention.key_scores import (
 )
 from workbench.attention.scores import wide
 from workbench.attention.shared import Shared
-from workbench.attention.streaming import AttentionInputs, PatternBlock
+from workbench.attention.streaming import PatternBlock
 from workbench.models.base import ModelSpec, Site
 
 

@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from workbench.attention.streaming import AttentionInputs
+from workbench.attention.inputs import AttentionInputs
 from workbench.errors import CapabilityError
 
 _asked: ContextVar[bool] = ContextVar("flex_asked", default=False)

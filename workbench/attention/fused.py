@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from workbench.attention.inputs import AttentionInputs
 from workbench.attention.scores import shows
-from workbench.attention.streaming import AttentionInputs
 
 _FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 

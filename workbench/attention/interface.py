@@ -21,10 +21,11 @@ from torch import Tensor, nn
 from workbench.attention.compute import Pass, compute
 from workbench.attention.decode import Handed
 from workbench.attention.edits import ActivationEdit, AttentionEdit, Edit
+from workbench.attention.inputs import AttentionInputs
 from workbench.attention.rows import rows_of_call
 from workbench.attention.shared import Shared
 from workbench.attention.statistics import WholePattern
-from workbench.attention.streaming import AttentionInputs, PatternStatistic, attention_scores
+from workbench.attention.streaming import PatternStatistic, attention_scores
 from workbench.errors import CapabilityError, EngineError
 from workbench.models.base import Site
 

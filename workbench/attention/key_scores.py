@@ -4,8 +4,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from workbench.attention.inputs import AttentionInputs
 from workbench.attention.scores import capped, shows, wide
-from workbench.attention.streaming import AttentionInputs
 
 Factor = float | int | Float[Tensor, " head"]
 """What multiplies the scores on some keys: one number, or one for each head."""

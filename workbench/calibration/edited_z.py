@@ -11,9 +11,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from workbench.attention.edits import AttentionCall, AttentionEdit, TiledCall
+from workbench.attention.inputs import AttentionInputs
 from workbench.attention.key_scores import key_scores
 from workbench.attention.statistics import ColumnMean
-from workbench.attention.streaming import AttentionInputs, PatternBlock, attend
+from workbench.attention.streaming import PatternBlock, attend
 
 
 def edited_after_kernel(

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from workbench.attention.streaming import AttentionInputs, attention_scores
+from workbench.attention.inputs import AttentionInputs
+from workbench.attention.streaming import attention_scores
 from workbench.errors import CapabilityError
 
 Ask = tuple[str, str, str]

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from workbench.attention.streaming import AttentionInputs, attention_scores
+from workbench.attention.inputs import AttentionInputs
+from workbench.attention.streaming import attention_scores
 from workbench.errors import CapabilityError
 from workbench.models.base import ATTENTION_SITES, ModelSpec, Site
 from workbench.models.checks import check_editable, check_place
