@@ -42,9 +42,10 @@ def rows_of(case: Case, found: dict[str, Any]) -> list[Row]:
             median=found["ours_s"],
             **ratio,
             **limit_of(found, "ours"),
+            peak_memory=found["ours_mb"],
             note=note,
         ),
-        Row(**about, **theirs, **limit_of(found, "theirs")),
+        Row(**about, **theirs, **limit_of(found, "theirs"), peak_memory=found["theirs_mb"]),
     ]
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from peaks import peak_flops
 from record import Row
+from resident import extra_mb
 from torch.utils.flop_counter import FlopCounterMode
 
 Work = Callable[[], object]
@@ -55,9 +56,9 @@ def peak(threads: int, dtype: torch.dtype) -> float:
 def race(
     ours: Work, theirs: Work, rounds: int, dtype: torch.dtype = torch.float32
 ) -> dict[str, Any]:
-    """Both in turn; the order alternates, a first round of each is thrown away."""
+    """Both in turn; the order alternates, and of a first round of each only the memory is kept."""
     needed = min(products(ours), products(theirs))
-    seconds(ours), seconds(theirs)
+    memory = {"ours_mb": extra_mb(ours), "theirs_mb": extra_mb(theirs)}
     taken: dict[str, list[tuple[float, float]]] = {"ours": [], "theirs": []}
     for index in range(rounds):
         pair = [("ours", ours), ("theirs", theirs)]
@@ -74,6 +75,7 @@ def race(
         "wall_ratio": statistics.median(wall),
         "limit_s": needed / peak(torch.get_num_threads(), dtype) or None,
         "seconds": taken,
+        **memory,
     }
 
 
@@ -111,6 +113,7 @@ def rows_of(name: str, found: dict[str, Any], threads: int) -> list[Row]:
                 "threads": threads,
                 "median": found[f"{side}_s"] if rate is None else rate,
                 "unit": "s" if rate is None else "/ s",
+                "peak_memory": found[f"{side}_mb"],
             }
         )
     ratio = {f"ratio{end}": found[f"ratio{old}"] for end, old in ENDS}

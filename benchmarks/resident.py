@@ -1,5 +1,7 @@
 """Memory that a process of its own takes, from the status that Linux keeps of it."""
 
+import ctypes
+from collections.abc import Callable
 from pathlib import Path
 
 
@@ -20,3 +22,17 @@ def memory_mb(field: str) -> float:
 def forget_peak() -> None:
     """Let the peak resident set begin anew: building a model has peaks of its own."""
     Path("/proc/self/clear_refs").write_text("5")
+
+
+def extra_mb(work: Callable[[], object]) -> float:
+    """The most memory that a piece of work takes beyond what the process has, in MiB.
+
+    What the allocator keeps of earlier work is given back before, or it would be used again and not be counted.
+    """
+    ctypes.CDLL(None).malloc_trim(0)
+    before = memory_mb("VmRSS")
+    forget_peak()
+    kept = work()
+    taken = memory_mb("VmHWM") - before
+    del kept
+    return max(taken, 0.0)

@@ -5,10 +5,8 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 from tests.scripts import benchmarks
-from tests.zoo import tiny_model
 
 RECORD = """
 import sys
@@ -223,66 +221,3 @@ def test_every_benchmark_can_be_run_without_options(load, monkeypatch):
         monkeypatch.setattr(sys, "argv", [f"{name}.py"])
         with pytest.raises(ReadError):
             load(name).main()
-
-
-def task(number, pipe):
-    """One of the processes below: says its number, then counts; the third fails when it is asked twice."""
-    import turns
-
-    asked = []
-
-    def run():
-        asked.append(number)
-        if number == 2 and len(asked) == 2:
-            raise ArithmeticError("twice")
-        return len(asked)
-
-    def build():
-        if number == 1:
-            import no_such_package  # noqa: F401
-        return {"number": number}, run, lambda result: {"count": result}
-
-    turns.serve(pipe, build)
-
-
-def test_methods_are_asked_in_turn_and_one_that_fails_is_said_to(load):
-    found = load("turns").in_turn(task, {"a": (0,), "b": (1,), "c": (2,)}, 3)
-    assert (found["a"]["number"], found["a"]["count"]) == (0, [1, 2, 3])
-    assert len(found["a"]["seconds"]) == len(found["a"]["cpu"]) == 3
-    assert found["b"] == {"error": "no_such_package is not installed"}
-    assert found["c"] == {"error": "ArithmeticError: twice"}
-
-
-def test_a_method_of_ours_that_fails_is_no_row(load):
-    with pytest.raises(SystemExit, match="workbench, b failed: no_such_package"):
-        load("turns").in_turn(task, {"workbench, b": (1,)}, 1)
-
-
-def test_products_are_counted_where_a_gradient_is_taken_in_between(load):
-    layer, x = torch.nn.Linear(5, 7, bias=False), torch.ones(3, 5, requires_grad=True)
-
-    def work():
-        return torch.autograd.grad(layer(x).sum(), x)
-
-    # 3 x 5 x 7 multiplications and additions, forwards and for the gradient of x.
-    assert load("race").products(work) == 2 * 2 * 3 * 5 * 7
-
-
-def test_the_plain_loop_of_attacks_forces_a_token(load):
-    attack = load("reference.activation_attack_loop").attack
-    model = tiny_model("gpt2")
-    context = torch.arange(3, 11)
-    wanted = model(context[None]).logits[0, -1].argsort()
-    options = {"places": [6, 7], "lr": 0.3}
-    assert attack(model, context, wanted[-1:], **options, steps=0) == 1
-    assert attack(model, context, wanted[-5:-4], **options, steps=0) == 0
-    assert attack(model, context, wanted[-5:-4], **options, steps=60) == 1
-
-
-def test_the_least_work_of_an_ablated_head_is_what_stands_behind_it(load):
-    """Counted block by block: of the ablated head's own block the MLP, of those behind it all, and the unembedding."""
-    ablation = load("ablation")
-    shape = {"n_layer": 4, "n_embd": 3, "vocab_size": 7}
-    attention, mlp = 4 * 9, 8 * 9
-    each = [mlp + (3 - layer) * (attention + mlp) + 3 * 7 for layer in range(4)]
-    assert ablation.fewest_products(shape) == sum(each) / 4
