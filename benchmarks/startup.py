@@ -6,7 +6,6 @@ Every command is started anew, in turn (interleaved rounds); medians and spread 
 """
 
 import argparse
-import os
 import statistics
 import subprocess
 import sys
@@ -37,15 +36,11 @@ def commands(folder: Path) -> dict[str, list[str]]:
     }
 
 
-def cost(command: list[str]) -> tuple[float, float]:
-    """Wall time of one start and its peak memory in MiB; a command that fails is an error here."""
+def seconds(command: list[str]) -> float:
+    """Wall time of one start; a command that fails is an error here."""
     start = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    _, status, used = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise subprocess.CalledProcessError(process.returncode, command)
-    return time.perf_counter() - start, used.ru_maxrss / 1024
+    subprocess.run(command, check=True, capture_output=True)
+    return time.perf_counter() - start
 
 
 def main() -> None:
@@ -56,11 +51,12 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         each = commands(Path(folder))
-        memory = {name: cost(command)[1] for name, command in each.items()}
+        for command in each.values():
+            seconds(command)
         times: dict[str, list[float]] = {name: [] for name in each}
         for _ in range(arguments.rounds):
             for name, command in each.items():
-                times[name].append(cost(command)[0])
+                times[name].append(seconds(command))
     base = times["import torch"]
     middle = {name: statistics.median(found) for name, found in times.items()}
     limits = {
@@ -82,13 +78,12 @@ def main() -> None:
                 **ratios(found, base),
                 limit=(least := limits[name]),
                 distance=middle[name] / least if least else None,
-                peak_memory=memory[name],
             )
             for name, found in times.items()
         ],
         command=f"python benchmarks/startup.py --rounds {arguments.rounds}",
         ratio_means="wall time over that of `import torch`",
-        conditions=f"{arguments.rounds} rounds, every command in a process of its own, whose peak memory is whole",
+        conditions=f"{arguments.rounds} rounds, every command in a process of its own",
         path=arguments.output,
     )
 

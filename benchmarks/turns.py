@@ -61,13 +61,14 @@ def in_turn(
         ours, theirs = context.Pipe()
         process = context.Process(target=target, args=(*task, theirs), daemon=True)
         process.start()
-        found[name] = ours.recv()
+        theirs.close()  # or nobody would notice a process that has died
+        found[name] = _answer(ours)
         if "error" not in found[name]:
             workers[name] = process, ours
     for _ in range(rounds):
         for name, (_, pipe) in list(workers.items()):
             pipe.send("run")
-            answer = pipe.recv()
+            answer = _answer(pipe)
             if "error" in answer:
                 found[name] = answer
                 del workers[name]
@@ -80,3 +81,12 @@ def in_turn(
         if name.startswith(OURS) and "error" in answer:
             raise SystemExit(f"{name} failed: {answer['error']}")
     return found
+
+
+def _answer(pipe: Connection) -> Answer:
+    """What a process says next; one that was killed says nothing."""
+    try:
+        answer: Answer = pipe.recv()
+    except EOFError:
+        return {"error": "the process ended without an answer (out of memory?)"}
+    return answer

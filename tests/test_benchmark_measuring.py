@@ -1,12 +1,13 @@
 """What benchmarks measure with: processes that are asked in turn, memory, products; and the loops they compare with."""
 
+import json
 import subprocess
 import sys
 
 import pytest
 import torch
 
-from tests.scripts import benchmarks
+from tests.scripts import BENCHMARKS, benchmarks
 from tests.zoo import tiny_model
 
 
@@ -16,10 +17,13 @@ def load():
         yield import_script
 
 
-def task(number, pipe):
-    """One of the processes below: says its number, then counts; the third fails when it is asked twice."""
-    import turns
+SCRIPT = """
+import json, os, signal, sys
 
+sys.path.insert(0, {benchmarks!r})
+import turns
+
+def task(number, pipe):
     asked = []
 
     def run():
@@ -30,23 +34,40 @@ def task(number, pipe):
 
     def build():
         if number == 1:
-            import no_such_package  # noqa: F401
-        return {"number": number}, run, lambda result: {"count": result}
+            import no_such_package
+        if number == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return {{"number": number}}, run, lambda result: {{"count": result}}
 
     turns.serve(pipe, build)
 
+if __name__ == "__main__":
+    print(json.dumps(turns.in_turn(task, json.loads(sys.argv[1]), 3)))
+"""
 
-def test_methods_are_asked_in_turn_and_one_that_fails_is_said_to(load):
-    found = load("turns").in_turn(task, {"a": (0,), "b": (1,), "c": (2,)}, 3)
+
+def in_turn(folder, tasks):
+    """The processes of a program of its own."""
+    script = folder / "program.py"
+    script.write_text(SCRIPT.format(benchmarks=str(BENCHMARKS)))
+    line = [sys.executable, str(script), json.dumps(tasks)]
+    return subprocess.run(line, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_methods_are_asked_in_turn_and_one_that_fails_is_said_to(tmp_path):
+    """The second cannot be built, the third fails when it is asked twice, the fourth is killed."""
+    found = json.loads(in_turn(tmp_path, {"a": [0], "b": [1], "c": [2], "d": [3]}).stdout)
     assert (found["a"]["number"], found["a"]["count"]) == (0, [1, 2, 3])
     assert len(found["a"]["seconds"]) == len(found["a"]["cpu"]) == 3
     assert found["b"] == {"error": "no_such_package is not installed"}
     assert found["c"] == {"error": "ArithmeticError: twice"}
+    assert "ended without an answer" in found["d"]["error"]
 
 
-def test_a_method_of_ours_that_fails_is_no_row(load):
-    with pytest.raises(SystemExit, match="workbench, b failed: no_such_package"):
-        load("turns").in_turn(task, {"workbench, b": (1,)}, 1)
+def test_a_method_of_ours_that_fails_is_no_row(tmp_path):
+    done = in_turn(tmp_path, {"workbench, b": [1]})
+    assert done.returncode == 1
+    assert "workbench, b failed: no_such_package is not installed" in done.stderr
 
 
 def test_products_are_counted_where_a_gradient_is_taken_in_between(load):
@@ -89,13 +110,3 @@ def test_memory_is_what_a_piece_of_work_takes_though_the_process_has_had_it_befo
     for _ in range(2):
         assert 60 < extra_mb(work) < 90
     assert extra_mb(lambda: None) < 8
-
-
-def test_a_start_has_the_time_and_the_memory_of_its_own_process(load):
-    cost = load("startup").cost
-    seconds, small = cost([sys.executable, "-c", "pass"])
-    _, large = cost([sys.executable, "-c", "x = b'1' * (200 << 20)"])
-    assert 0 < seconds < 60
-    assert 150 < large - small < 250
-    with pytest.raises(subprocess.CalledProcessError):
-        cost([sys.executable, "-c", "raise SystemExit(3)"])
