@@ -33,6 +33,7 @@ TOLERANCE = 1e-4
 
 
 def build(shape: str, attention: str) -> Any:
+    """A GPT-2 of one of SHAPES with random weights and one kind of attention."""
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -224,6 +225,7 @@ def row_of(name: str, row: dict[str, Any], arguments: argparse.Namespace, least:
 
 
 def main() -> None:
+    """Measure, print and write the record; the options are in the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--shape", choices=list(SHAPES), default="gpt2-small")
     parser.add_argument("--prompts", type=int, default=1)

@@ -74,6 +74,7 @@ def start_of(index: int, k: int) -> Any:
 
 
 def ours(shape: str, memory_mb: int) -> Work:
+    """The workbench's search on every problem of a shape, within so many MB; counts scored controls."""
     import torch
 
     import workbench as wb
@@ -105,6 +106,7 @@ def ours(shape: str, memory_mb: int) -> Work:
 
 
 def reference_loop(shape: str) -> Work:
+    """The paper's loop (``reference/reachability_loop.py``) on the same problems."""
     import torch
     from reference.reachability_loop import search
 
@@ -170,6 +172,7 @@ def _count_proposals(nanogcg: Any) -> list[tuple[int, int]]:
 
 
 def sweep(memory_mb: int) -> Work:
+    """The workbench's exhaustive search for controls of one token, within so many MB."""
     import workbench as wb
     from probes.reachability_problems import State
     from probes.reachability_scoring import Scorer

@@ -222,6 +222,7 @@ def adopt(names: Sequence[str]) -> None:
 
 
 def main() -> None:
+    """Adopt, render and draw as asked; the options are in the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--figures", action="store_true", help="draw the pictures as well")
     parser.add_argument(

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from record import OURS, OUT, Row, ratios, versions_of, write_record
-from resident import forget_peak, memory_mb
+from resident import extra_mb
 
 import workbench as wb
 from workbench.attention.statistics import ColumnMean
@@ -115,12 +115,7 @@ def peak_of(peer: str, size: Size, threads: int) -> float:
     with torch.no_grad():
         PEERS[peer](replace(size, n_pos=16))()
         work = PEERS[peer](size)
-        before = memory_mb("VmRSS")
-        forget_peak()
-        kept = work()
-        peak = memory_mb("VmHWM") - before
-    del kept
-    return max(peak, 0.1)
+        return max(extra_mb(work), 0.1)
 
 
 def peaks(size: Size, threads: int) -> dict[str, list[float]]:

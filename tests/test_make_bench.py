@@ -88,13 +88,20 @@ def test_some_can_be_named(everything, monkeypatch):
     assert everything.ran() == ["b", "agreement", "render"]
 
 
-def test_adopting_ends_a_run(load, tmp_path, monkeypatch):
-    """What was measured moves to the kept numbers, so that the next run measures all anew."""
+@pytest.fixture
+def folders(load, tmp_path, monkeypatch):
+    """``render`` and ``record`` on empty folders of what was measured and of what is kept."""
     render, record = load("render"), load("record")
     out, results = tmp_path / "out", tmp_path / "results"
     out.mkdir(), results.mkdir()
     monkeypatch.setattr(render, "OUT", out)
     monkeypatch.setattr(render, "RESULTS", results)
+    return render, record, out, results
+
+
+def test_adopting_ends_a_run(folders):
+    """What was measured moves to the kept numbers, so that the next run measures all anew."""
+    render, record, out, results = folders
     rows = [record.Row(name="a", peer="workbench", ratio=1.0)]
     record.write_record("one", rows, command="c", ratio_means="r", path=out / "one.json")
     (out / "ended.txt").write_text("one\n")
@@ -113,12 +120,8 @@ def test_of_a_benchmark_that_failed_nothing_is_adopted(everything, load, monkeyp
     assert asked[-1] == ("render.py", "--figures", "--adopt", "a")
 
 
-def test_a_benchmark_may_write_records_that_begin_with_its_name(load, tmp_path, monkeypatch):
-    render, record = load("render"), load("record")
-    out, results = tmp_path / "out", tmp_path / "results"
-    out.mkdir(), results.mkdir()
-    monkeypatch.setattr(render, "OUT", out)
-    monkeypatch.setattr(render, "RESULTS", results)
+def test_a_benchmark_may_write_records_that_begin_with_its_name(folders):
+    render, record, out, results = folders
     for name in ("a", "a_more", "ab", "b"):
         record.write_record(name, [], command="c", ratio_means="r", path=out / f"{name}.json")
     render.adopt(["a"])
